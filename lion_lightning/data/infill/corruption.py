@@ -111,5 +111,8 @@ class Corruption(ABC):
 
     def settings(self) -> dict[str, Any]:
         """Its class and public attributes, as plain data: a model card shows them, and resumed runs compare them."""
-        own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return {"class_path": type(self).__name__, **own}
+        found: dict[str, Any] = {"class_path": type(self).__name__}
+        for name, value in vars(self).items():
+            if not name.startswith("_"):
+                found[name] = value.settings() if isinstance(value, Corruption) else value
+        return found

@@ -92,14 +92,16 @@ class Infilled(Documents):
     def notes(self) -> list[str]:
         if not (self.share and len(self)):
             return []
-        positions = np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT, dtype=np.int64))
-        added = np.mean([self[position].length - self._sizes[position] for position in positions.tolist()])
-        free = (self.corruption.extra - added) / self.lengths.mean()
-        lines = [
-            f"infills by {type(self.corruption).__name__}: {self.share:.0%} of the documents, drawn anew in each epoch",
-            f"room for {self.corruption.extra} more tokens a document, of which {added:.1f} are used on average: about "
-            f"{free:.1%} of the tokens counted here stay free",
-        ]
+        name, extra = type(self.corruption).__name__, self.corruption.extra
+        lines = [f"infills by {name}: {self.share:.0%} of the documents, others in each epoch; counted without them"]
+        if extra:
+            positions = np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT, dtype=np.int64))
+            added = np.mean([self[position].length - self._sizes[position] for position in positions.tolist()])
+            free = (extra - added) / self.lengths.mean()
+            lines.append(
+                f"room for {extra} more tokens a document, of which {added:.1f} are used on average; about {free:.1%} "
+                "of the rows' tokens stay free"
+            )
         if count := self.too_short:
             lines.append(f"never infilled, fewer than 2 tokens: {count:,}")
         return lines

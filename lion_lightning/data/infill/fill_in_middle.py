@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from typing_extensions import override
 
 from lion_lightning.data.infill.corruption import Corrupted, Corruption, File, SpecialTokens
 
 
+@dataclass(frozen=True)
 class FillInMiddle(Corruption):
     """A file in three parts, of which the middle comes last: fill-in-the-middle (arXiv 2207.14255).
 
@@ -26,17 +29,16 @@ class FillInMiddle(Corruption):
         ValueError: The share is not one.
     """
 
-    def __init__(
-        self,
-        prefix: str = "<|fim_prefix|>",
-        suffix: str = "<|fim_suffix|>",
-        middle: str = "<|fim_middle|>",
-        end: str | None = None,
-        spm: float = 0.5,
-    ) -> None:
-        if not 0 <= spm <= 1:
-            raise ValueError(f"FillInMiddle: spm is {spm}; give a share from 0 to 1")
-        self.prefix, self.suffix, self.middle, self.end, self.spm = prefix, suffix, middle, end, spm
+    prefix: str = "<|fim_prefix|>"
+    suffix: str = "<|fim_suffix|>"
+    middle: str = "<|fim_middle|>"
+    end: str | None = None
+    spm: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the share."""
+        if not 0 <= self.spm <= 1:
+            raise ValueError(f"FillInMiddle: spm is {self.spm}; give a share from 0 to 1")
 
     @property
     @override

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import override
@@ -11,6 +13,7 @@ from lion_lightning.data.infill.corruption import Corrupted, Corruption, File, S
 Lengths = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
 class SpanInfill(Corruption):
     """Spans of a file are masked and follow behind it, each after its mask: CodeGen2 (arXiv 2305.02309).
 
@@ -28,12 +31,19 @@ class SpanInfill(Corruption):
         ValueError: There is no span, or the masks of several spans are the same.
     """
 
-    def __init__(self, spans: int = 4, mask: str = "<mask_{}>", separator: str = "<sep>", end: str = "<eom>") -> None:
-        if spans < 1:
-            raise ValueError(f"SpanInfill: spans is {spans}; give at least 1")
-        if spans > 1 and "{}" not in mask:
-            raise ValueError(f"SpanInfill: mask is {mask!r} for all {spans} spans; put {{}} where their number stands")
-        self.spans, self.mask, self.separator, self.end = spans, mask, separator, end
+    spans: int = 4
+    mask: str = "<mask_{}>"
+    separator: str = "<sep>"
+    end: str = "<eom>"
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if self.spans < 1:
+            raise ValueError(f"SpanInfill: spans is {self.spans}; give at least 1")
+        if self.spans > 1 and "{}" not in self.mask:
+            raise ValueError(
+                f"SpanInfill: mask is {self.mask!r} for all {self.spans} spans; put {{}} where their number stands"
+            )
 
     @property
     @override

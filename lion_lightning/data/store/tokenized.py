@@ -232,7 +232,9 @@ class TokenBatches:
         return str(self._where[batch][row - self._starts[batch]].as_py())
 
     def find(self, ids: npt.NDArray[np.int32]) -> int | None:
-        """The first example that holds one of these tokens; all of them are read."""
+        """The first example that holds one of these tokens; all examples are read."""
+        if not len(ids):
+            return None
         for start, offsets, tokens in zip(self._starts, self._offsets, self._ids, strict=False):
             places = np.flatnonzero((tokens >= ids.min()) & (tokens <= ids.max()))  # mostly none: special ids are last
             places = places[np.isin(tokens[places], ids)]

@@ -134,7 +134,9 @@ def _show(console: Console, tokenizer: PreTrainedTokenizerBase, mixture: Mixture
 
 
 def _names(sample: Sample, kind: str) -> list[str]:
-    """A name for each answer, with its score or label where that is known."""
+    """A name for each answer, with its score or label where that is known; a document has at most a prefix apart."""
+    if kind == "documents":
+        return ["behind the prefix"] * sample.num_answers
     names = [f"answer {number + 1}" for number in range(sample.num_answers)]
     if sample.pairs == ((0, 1),):
         names = ["chosen", "rejected"]

@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 from transformers import PreTrainedTokenizerFast
 
 from lion_lightning import InfillDataModule, SFTDataModule, Source
-from lion_lightning.data.infill import FillInMiddle, SpanInfill
+from lion_lightning.data.infill import FillInMiddle, PrefixLM, SpanInfill
 from lion_lightning.data.packing.best_fit import Wrapped
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.types import PackedBatch, Sample, SampleSegment
@@ -103,6 +103,7 @@ def test_all_tokens_but_the_first_are_trained(source: MakeSource, module: Make) 
         assert len(batch.targets) == len(batch.input_ids) - len(batch.segments)
 
 
+@pytest.mark.slow
 def test_half_of_10000_documents_are_corrupted(source: MakeSource, module: Make) -> None:
     texts = source([f"{number:02}" for number in range(100)], fraction=100)
     data = ready(module([texts], corruption=FillInMiddle()))
@@ -219,9 +220,9 @@ def test_files_of_fewer_than_2_tokens_stay_causal_and_are_counted(source: MakeSo
 def test_notes_tell_share_corruption_and_the_room_that_stays_free(source: MakeSource, module: Make) -> None:
     data = ready(module([source(["abcdefghij"] * 1 + TEXTS)], share=1.0, corruption=FillInMiddle()))
     share, room = data.notes()
-    assert share == "infills by FillInMiddle: 100% of the documents, drawn anew in each epoch"
+    assert share == "infills by FillInMiddle: 100% of the documents, others in each epoch; counted without them"
     # 3 tokens are added to files that end with EOS: one of 4 is free, of 11 or 12 tokens of text, EOS and 4
-    assert room.startswith("room for 4 more tokens a document, of which 3.0 are used on average: about 6.")
+    assert room.startswith("room for 4 more tokens a document, of which 3.0 are used on average; about 6.")
     assert data.row_messages()["all"] == data.notes()
     assert data.description()["corruption"]["class_path"] == "FillInMiddle"
     assert data.description()["share"] == 1.0
@@ -265,6 +266,31 @@ def test_special_tokens_within_a_row_are_refused(source: MakeSource, module: Mak
 def test_share_1_corrupts_every_document(source: MakeSource, module: Make) -> None:
     found = documents(loader(ready(module([source(TEXTS)], share=1.0, corruption=FillInMiddle(spm=0.0)))))
     assert all(text.startswith("<|fim_prefix|>") and text.endswith("<|im_end|>") for text in found.values())
+
+
+def test_a_prefix_is_seen_in_both_directions_and_not_trained(source: MakeSource, module: Make) -> None:
+    data = ready(module([source(TEXTS)], share=1.0, corruption=PrefixLM(SpanInfill(spans=1))))
+    for batch in loader(data, epoch=1):
+        owners = batch.target_segments.tolist()
+        for number, (prefix, answer) in enumerate(zip(batch.segments[::2], batch.segments[1::2], strict=True)):
+            assert (prefix.bidirectional, prefix.parent) == (True, -1)
+            assert (answer.bidirectional, answer.parent) == (False, 2 * number)
+            assert owners.count(2 * number) == 0
+            assert owners.count(2 * number + 1) == answer.length
+    text = documents(loader(data))[3]
+    context, answered = text.split("<|im_end|><sep><mask_1>")
+    assert context.replace("<mask_1>", answered.removesuffix("<eom>")) == TEXTS[3]
+
+
+def test_a_document_is_cut_into_a_prefix_and_what_follows(source: MakeSource, module: Make) -> None:
+    data = ready(module([source(TEXTS)], corruption=PrefixLM(), tokenizer=tokenizer([])))
+    made = loader(data)
+    assert {index: text.removesuffix("<|im_end|>") for index, text in documents(made).items()} == dict(enumerate(TEXTS))
+    prefixes = [sum(segment.bidirectional for segment in batch.segments) for batch in made]
+    assert 22 <= sum(prefixes) <= 58  # 4 standard deviations around half of 80
+    assert data.notes() == ["infills by PrefixLM: 50% of the documents, others in each epoch; counted without them"]
+    settings = data.description()["corruption"]
+    assert settings == {"class_path": "PrefixLM", "infill": None}
 
 
 def test_conversations_are_infilled_as_text(tmp_path: Path, module: Make) -> None:

@@ -1,0 +1,1 @@
+"""CodeGen2: models that write on and fill holes."""
