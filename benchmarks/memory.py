@@ -54,6 +54,9 @@ class Case:
         precision: The trainer's.
         strategy: ``auto`` for one process; ``ddp`` and ``fsdp`` for two.
         tokens: Of a micro-batch on each process.
+        optimizer: AdamW, SGD or AdaLomo.
+        fused: Whether it steps within the backward pass (``FusedBackward``).
+        clipped: Whether the norm of the gradient is clipped.
     """
 
     model: str
@@ -64,6 +67,9 @@ class Case:
     precision: str = "32-true"
     strategy: str = "auto"
     tokens: int = 1024
+    optimizer: str = "AdamW"
+    fused: bool = False
+    clipped: bool = False
 
     @property
     def ranks(self) -> int:
@@ -78,6 +84,9 @@ class Case:
             "LoRA": self.lora,
             "4 bits": self.packed,
             self.precision: self.precision != "32-true",
+            self.optimizer: self.optimizer != "AdamW",
+            "fused": self.fused,
+            "clipped": self.clipped,
         }
         return ", ".join([self.stage, *(name for name, there in extras.items() if there)])
 
@@ -164,7 +173,7 @@ def rows(measurements: Sequence[dict[str, Any]]) -> list[str]:
     made = []
     for measurement in measurements:
         found = Found(**{name: measurement[name] for name in Found.__dataclass_fields__})
-        case = Case(**{name: measurement[name] for name in Case.__dataclass_fields__})
+        case = Case(**{name: measurement[name] for name in Case.__dataclass_fields__ if name in measurement})
         beyond = (found.estimated - found.libraries) / (found.measured - found.libraries)
         cells = [case.model, f"{case.tokens:,}", case.name, case.spread]
         cells += [f"{size:,.0f} MiB" for size in (found.measured, found.estimated)]

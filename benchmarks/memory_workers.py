@@ -23,6 +23,8 @@ def train(job: dict[str, Any]) -> dict[str, float]:
     from lightning.pytorch import Callback, Trainer
     from torch.utils.data import DataLoader
 
+    from lion_lightning.callbacks import FusedBackward
+
     class Clock(Callback):
         seconds = 0.0
 
@@ -32,7 +34,7 @@ def train(job: dict[str, Any]) -> dict[str, float]:
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             self.seconds = time.process_time() - self.seconds  # the last step's stays
 
-    clock = Clock()
+    clock, clip = Clock(), 1.0 if job["clipped"] else None
     steps: Any = [_batch(job)] * 2  # in the second, the optimizer has its state
     loader: Any = DataLoader(steps, batch_size=None)
     trainer = Trainer(
@@ -41,7 +43,8 @@ def train(job: dict[str, Any]) -> dict[str, float]:
         strategy=_strategy(job),
         precision=job["precision"],
         max_epochs=1,
-        callbacks=[clock],
+        callbacks=[clock, *([FusedBackward(clip)] if job["fused"] else [])],
+        gradient_clip_val=None if job["fused"] else clip,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -61,7 +64,8 @@ def estimate(job: dict[str, Any]) -> dict[str, float]:
     module = _module(job)
     libraries = round(_status("VmRSS") * 2**20)  # this process has Python and the libraries loaded
     answers = ANSWERS[job["stage"]]
-    planned = job_of(module, job["tokens"], job["tokens"], job["precision"], answers, on_gpu=False, overhead=libraries)
+    settings = {"fused": job["fused"], "on_gpu": False, "overhead": libraries}
+    planned = job_of(module, job["tokens"], job["tokens"], job["precision"], answers, **settings)
     moments = placements(_strategy(job), job["ranks"], job["packed"])[0].moments(planned)
     for estimate in moments:
         print({name: size >> 20 for name, size in estimate.parts.items()}, estimate.moment, file=sys.stderr)
@@ -83,19 +87,24 @@ def _strategy(job: dict[str, Any]) -> Any:
 
 
 def _module(job: dict[str, Any]) -> Any:
+    from torch.optim import SGD, AdamW
+
     from lion_lightning.models.lora import LoRASpec
     from lion_lightning.models.quantization import NF4Spec
     from lion_lightning.models.spec import PolicySpec
     from lion_lightning.models.tokenizer import TokenizerSpec
     from lion_lightning.modules import DPOModule, GroupModule, KTOModule, RewardModule, SFTModule
+    from lion_lightning.optim.adalomo import AdaLomo
     from lion_lightning.references.base import AdapterOffReference, FrozenReference
 
     lora = LoRASpec() if job["lora"] else None
     packed = NF4Spec() if job["packed"] else None
     policy = PolicySpec(recompute=job["recompute"], lora=lora, quantization=packed, **job["source"])
     tokenizer = TokenizerSpec(job["tokenizer"], special_tokens=("<pad>",))  # of which a reward model needs one
+    optimizer: Any = {"AdamW": AdamW, "SGD": SGD, "AdaLomo": AdaLomo}[job["optimizer"]]
     if job["stage"] in ("SFT", "reward model"):
-        return {"SFT": SFTModule, "reward model": RewardModule}[job["stage"]](policy, tokenizer=tokenizer)
+        stage: Any = {"SFT": SFTModule, "reward model": RewardModule}[job["stage"]]
+        return stage(policy, tokenizer=tokenizer, optimizer=optimizer)
     if job["stage"] == "GRPO of four":
         return _policy_gradient(policy, tokenizer)
     module: Any = {"KTO": KTOModule, "groups of four": GroupModule}.get(job["stage"], DPOModule)

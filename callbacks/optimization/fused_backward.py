@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lion_lightning.distributed.replicas import sum_over_replicas
 from lion_lightning.errors import first_line
 from lion_lightning.models.weights.dtensor import to_local
 from lion_lightning.modules.base import AlignmentModule
@@ -170,8 +171,7 @@ class FusedGradients(StepGradients):
 
     def _norm(self) -> Tensor:
         squares = self._squares.to(self.strategy.root_device, copy=True)  # the sum over ranks is made in place
-        total: Any = self.strategy.reduce(squares, reduce_op="sum")
-        return torch.sqrt(total).float()
+        return torch.sqrt(sum_over_replicas(squares, self.strategy)).float()
 
 
 def step_alone(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Job:
         accumulate: Micro-batches of a step, on each device.
         references: Other models in memory, which do not learn.
         reference_passes: Forward passes of references in each step: 1 for each such model, or for adapters off.
+        fused: True if each weight is stepped within the backward pass, by ``FusedBackward``.
         on_gpu: True if devices are GPUs.
         overhead: Bytes of frameworks (CUDA context, libraries).
     """
@@ -52,6 +53,7 @@ class Job:
     references: tuple[PolicySpec, ...] = ()
     reference_passes: int = 0
     mismatched: bool = False
+    fused: bool = False
     on_gpu: bool = True
     overhead: int = 0
     _dry_runs: dict[Any, dict[str, Counter[str]]] = field(default_factory=dict, init=False, repr=False)
@@ -114,7 +116,7 @@ class Job:
         """
         if (stays, gathered) not in self._dry_runs:
             mixed = self.precision.endswith("-mixed")
-            own = (self.spec, *self.trained_rows, mixed, self.optimizer, self.on_gpu)
+            own = (self.spec, *self.trained_rows, mixed, self.optimizer, self.on_gpu and not self.fused)
             self._dry_runs[stays, gathered] = DryRun(*own, stays=stays, gathered=gathered).held()
         return self._dry_runs[stays, gathered]
 

@@ -118,9 +118,11 @@ class Replicated(Placement):
     @override
     def moments(self, job: Job) -> list[MemoryEstimate]:
         gradients = size_of(job.trained)
+        fused = job.fused and self.devices == 1  # which DDP does not allow
         stand = job.accumulate > 1 or (self.devices > 1 and self.bucket_views)
         buckets = gradients if self.devices > 1 and not self.bucket_views else 0
-        held = job.held("none" if stand else "all")
+        held = job.held("none" if stand or fused else "all")
+        stepped = max(size_of([weight]) for weight in job.trained) if fused else gradients  # at once
         # A weight of four bits is unpacked into the dtype of its product, one at a time.
         element = 2 if job.mixed or job.spec.dtype != "float32" else 4
         largest = max((layer.weight.numel() for layer in packed_layers(job.spec, job.model)), default=0)
@@ -134,7 +136,7 @@ class Replicated(Placement):
         estimates = []
         for moment, kinds in held.items():
             # Gradients of this micro-batch are among what is held; those of earlier ones stand, all do in the step.
-            old = gradients if stand or moment == "optimizer step" else 0
+            old = stepped if stand or moment == "optimizer step" else 0
             estimates.append(base.at(moment, kinds, buckets + old + kinds["gradients"], kinds["copies"]))
         return estimates
 
@@ -164,7 +166,7 @@ class Sharded(Placement):
         held = job.held("root", gathered="bfloat16" if job.mixed else None)
         base = MemoryEstimate(
             weights=self._shard(weight_bytes(job.spec, job.model)),
-            gradients=self._shard(gradients),
+            gradients=0 if job.fused else self._shard(gradients),
             optimizer=self._shard(state_bytes(held, gradients)),
             reference=self._shard(_reference_bytes(job)),
             overhead=job.overhead,

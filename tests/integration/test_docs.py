@@ -157,6 +157,7 @@ def test_every_shipped_config_is_run_by_a_test() -> None:
     tested |= {"evaluate.yaml", "logger/wandb.yaml", "own.yaml"}  # by test_evaluate.py, test_cli.py and below
     tested |= {"judge/aspects.yaml", "sampler/pool.yaml"}  # by test_aspects.py and test_pool.py
     tested |= {"model/lora.yaml", "model/qlora.yaml"}  # by test_lora.py
-    tested |= {"optimizer/adamw8bit.yaml", "optimizer/paged_adamw8bit.yaml"}  # by test_optimizers.py
+    optimizers = ("adalomo", "adamw8bit", "lomo", "paged_adamw8bit")
+    tested |= {f"optimizer/{name}.yaml" for name in optimizers}  # by test_optimizers.py and test_collie.py
     tested |= {f"strategy/{name}.yaml" for name in ("ddp", "fsdp", "fsdp2")}  # by tests/distributed/test_fragments.py
     assert shipped - recipes == tested, "add a run of the new config to the tests, then its name here"

@@ -1,4 +1,4 @@
-"""The fragments with bitsandbytes' optimizers: they parse over a stage, step where it is installed, and resume."""
+"""The fragments with other optimizers: they parse over a stage, step where they can, and resume."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch.optim import SGD
 
 from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
+from lion_lightning.callbacks import FusedBackward, Provenance
 from lion_lightning.cli import main
+from lion_lightning.optim.adalomo import AdaLomo
 from lion_lightning.tools.train.lightning_cli import build_cli
 from tests import tiny
 
@@ -28,7 +31,7 @@ real = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsa
 def stage(folder: Path) -> list[str]:
     """Arguments of a stage with an optimizer of its own, whose settings the fragment must not take over."""
     tokenizer = str(tiny.tokenizer_folder(folder / "tokenizer"))
-    (folder / "rows.jsonl").write_text('{"messages": [{"role": "user", "content": "w3"}]}\n')
+    (folder / "rows.jsonl").write_text('{"instruction": "w3", "output": "w4"}\n')
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 2e-3, "weight_decay": 0.3}}
     model = {"policy": {"config": tiny.shallow()}, "tokenizer": {"path": tokenizer}, "optimizer": optimizer}
     config = {
@@ -37,7 +40,13 @@ def stage(folder: Path) -> list[str]:
             "class_path": "lion_lightning.SFTDataModule",
             "init_args": {"sources": [{"path": str(folder / "rows.jsonl")}], "max_length": 32},
         },
-        "trainer": {"accelerator": "cpu", "logger": False, "default_root_dir": str(folder)},
+        "trainer": {
+            "accelerator": "cpu",
+            "logger": False,
+            "default_root_dir": str(folder),
+            "gradient_clip_val": 1.0,
+            "callbacks": [{"class_path": "lion_lightning.callbacks.Provenance"}],
+        },
     }
     (folder / "stage.yaml").write_text(yaml.safe_dump(config))
     return ["-c", str(folder / "stage.yaml")]
@@ -124,3 +133,27 @@ def test_training_resumes_bit_for_bit_from_moments_in_eight_bits(name: str, tmp_
     _, resumed, _ = fit(4, start)
     for (label, one), other in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other), label
+
+
+# --- within the backward pass
+
+
+@pytest.mark.parametrize(("name", "kind", "rate", "clip"), [("lomo", SGD, 0.03, 1.0), ("adalomo", AdaLomo, 5e-4, None)])
+def test_a_fragment_steps_within_the_backward_pass_beside_the_stages_callbacks(
+    name: str, kind: Any, rate: float, clip: float | None, tmp_path: Path
+) -> None:
+    cli = build_cli([*stage(tmp_path), *fragment(name)], run=False)
+    optimizer = made(cli.model)
+    assert type(optimizer) is kind
+    assert {group["lr"] for group in optimizer.param_groups} == {rate}
+    callbacks: list[Any] = cli.trainer.callbacks  # type: ignore[attr-defined]
+    (fused,) = (one for one in callbacks if isinstance(one, FusedBackward))
+    assert (fused.clip_norm, fused.clip_value, cli.trainer.gradient_clip_val) == (clip, None, None)
+    assert any(isinstance(one, Provenance) for one in callbacks)
+
+
+def test_what_it_does_not_go_with_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*stage(tmp_path), *fragment("lomo"), "--trainer.accumulate_grad_batches=2"]
+    assert main(["fit", *options]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "FusedBackward: trainer.accumulate_grad_batches is 2" in error

@@ -82,7 +82,7 @@ def check_config_files(arguments: Sequence[str], known: Mapping[str, Collection[
 
 def _check_keys(path: str, prefix: str, config: Mapping[Any, Any], known: Collection[str]) -> None:
     for key in config:
-        if key not in known:
+        if str(key).removesuffix("+") not in known:  # jsonargparse adds the list of `callbacks+` to that of `callbacks`
             close = get_close_matches(str(key), known, n=1)
             fix = f"did you mean {prefix + close[0]!r}?" if close else f"known are {', '.join(known)}"
             raise ValueError(f"{path}: unknown key {prefix + str(key)!r}; {fix}")

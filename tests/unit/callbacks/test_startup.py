@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lion_lightning import DPOModule, FrozenReference, SFTModule
-from lion_lightning.callbacks import StartupSummary
+from lion_lightning.callbacks import FusedBackward, StartupSummary, startup
 from lion_lightning.callbacks.startup import lines, summarize
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.reports.row_messages import RowMessages
@@ -119,6 +119,16 @@ def test_the_memory_is_that_of_lion_plan(bench: Bench, packed: PackedLoader, pre
     }
     text = f"at the peak ({peak.moment}): weights {peak.weights / 2**20:.1f} MiB"
     assert [line for line in lines(found) if line.startswith("memory ") and text in line]
+
+
+def test_the_estimate_knows_of_steps_within_the_backward_pass(
+    bench: Bench, packed: PackedLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(startup, "job_of", lambda *_, **settings: asked.append(settings["fused"]))
+    for callbacks in ([FusedBackward()], []):
+        summarize(bench.trainer(*callbacks), bench.module())
+    assert asked == [True, False]
 
 
 def test_a_second_model_is_part_of_the_memory(bench: Bench, packed: PackedLoader) -> None:

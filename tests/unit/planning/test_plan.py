@@ -83,6 +83,20 @@ def test_weights_gradients_and_state_are_counted(total: int) -> None:
     assert {(e.weights, e.gradients, e.optimizer) for e in Offloaded(8).moments(own)} == {(0, 0, 0)}
 
 
+def test_steps_within_the_backward_pass_hold_one_gradient(total: int) -> None:
+    largest, own = 4 * 101 * WIDTH, job(fused=True)  # bytes of the embedding, and of the head
+    moments = {estimate.moment: estimate for estimate in Replicated().moments(own)}
+    assert {estimate.optimizer for estimate in moments.values()} == {8 * total}
+    last = moments.pop("optimizer step")
+    assert last.gradients == largest
+    assert last.activations == pytest.approx(2 * largest, rel=0.01)  # AdamW's two roots, of a weight at a time
+    assert {estimate.gradients for estimate in moments.values()} == {0}  # that of the moment is in what the pass holds
+    after = {estimate.moment: estimate.total for estimate in Replicated().moments(plain())}
+    assert moments["end of backward"].total < after["end of backward"] - 2 * total
+    assert {estimate.gradients for estimate in Sharded(8).moments(own)} == {0}
+    assert Replicated(2).peak(own) == Replicated(2).peak(plain())  # DDP, where it is refused
+
+
 class Bytes(Optimizer):
     """Keeps a byte for each weight, as 8-bit optimizers do, and looks at values."""
 

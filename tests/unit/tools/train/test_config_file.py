@@ -82,6 +82,12 @@ def test_a_key_that_nothing_reads_is_refused_even_where_it_is_empty(
         check_config_files(arguments, CONFIG_KEYS)
 
 
+def test_a_list_may_be_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("trainer: {callbacks+: [{class_path: lion_lightning.callbacks.PeakMemory}]}\n")
+    check_config_files(["-c", str(path)], CONFIG_KEYS)
+
+
 def test_the_known_keys_are_those_that_a_saved_config_has(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         build_cli(["fit", "--model=lion_lightning.SFTModule", "--print_config"])
