@@ -58,11 +58,15 @@ def possible_forms(model: PreTrainedModel, row_attention: bool) -> list[RowForm]
         model: A causal LM.
         row_attention: Whether its attention is that of :mod:`lion_lightning.ops.attention`.
     """
-    config = model.config.get_text_config().to_dict()
-    kept = [name for name, value in config.items() if value and ("compress" in name or name == "index_topk")]
-    if kept:  # DeepSeek V3.2 and V4
+    if selects_keys(model):
         return []
     return [form for form in FORMS if (not has_window(model) if form.dense_mask else row_attention)]
+
+
+def selects_keys(model: PreTrainedModel) -> bool:
+    """True if the attention of a model compresses keys, or selects some (DeepSeek V3.2 and V4)."""
+    config = model.config.get_text_config().to_dict()
+    return any(value and ("compress" in name or name == "index_topk") for name, value in config.items())
 
 
 def has_window(model: PreTrainedModel) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lion_lightning.errors import first_line
-from lion_lightning.models.packing.forms import RowForm, additive, has_window, possible_forms
+from lion_lightning.models.packing.forms import RowForm, additive, has_window, possible_forms, selects_keys
 from lion_lightning.models.packing.hidden_states import HiddenStates, backbone_output
 from lion_lightning.models.packing.mixers import SequencewiseMixers, find_mixers, modules_in_front
 from lion_lightning.models.packing.probe import PROMPT, close, differing_layer, one_way_module, probe_row
@@ -232,8 +232,8 @@ class PackedModel(nn.Module, ABC):
         """Why tokens never see later ones in this model; None if they do in a bidirectional segment."""
         if self.packed and not self.form.dense_mask and not self.mixers.names:
             return None  # all of its layers read the layout
-        if not self.packed and has_window(self.causal_lm):
-            return "it runs padded, and may have a sliding window (policy.attention: lion has both)"
+        if not self.packed and (has_window(self.causal_lm) or selects_keys(self.causal_lm)):
+            return "it runs padded, and may have a window or select keys (policy.attention: lion has windows)"
         ids, layout = probe_row(self.causal_lm, bidirectional=True)
         run = partial(self._packed_hidden if self.packed else self._padded_hidden, ids, layout.positions, layout)
         first = layout.segments[PROMPT].start + torch.arange(2)

@@ -113,11 +113,19 @@ def one_way_module(model: PreTrainedModel, run: Callable[[], Tensor], before: in
     sees_behind: dict[str, bool] = {}  # by the name of each child in which tokens see others
 
     def compare(name: str, child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        def reaches(source: int, target: int) -> bool:
-            given, named = _changed(args, kwargs, source)
-            return not torch.equal(_states(child.forward(*given, **named))[target], _states(output)[target])
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        states = _states(output)
+        inputs = [
+            key for key, value in given.items() if isinstance(value, Tensor) and value.shape[:2] == states.shape[:2]
+        ]
 
-        if reaches(before, behind):
+        def reaches(source: int, target: int) -> bool:
+            changed = given | {inputs[0]: _changed(given[inputs[0]], source)}
+            positional = [changed[place] for place in range(len(args))]
+            again = _states(child.forward(*positional, **{key: changed[key] for key in kwargs}))
+            return not torch.equal(again.flatten(0, 1)[target], states.flatten(0, 1)[target])
+
+        if inputs and reaches(before, behind):
             sees_behind[f"{name} ({type(child).__name__})"] = reaches(behind, before)
 
     hooks = []
@@ -133,18 +141,15 @@ def one_way_module(model: PreTrainedModel, run: Callable[[], Tensor], before: in
     return next(iter(blind), None if sees_behind else "the model")
 
 
-def _changed(args: tuple[Any, ...], kwargs: dict[str, Any], position: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A module's inputs with the hidden states, which are the first tensor of three dimensions, changed at a token."""
-    named: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-    states = next(name for name, value in named.items() if isinstance(value, Tensor) and value.dim() == 3)
-    changed = named[states].clone()
-    row = changed.flatten(0, 1)[position]
-    row.copy_(row.roll(1))
-    named[states] = changed
-    return tuple(named[place] for place in range(len(args))), {name: named[name] for name in kwargs}
-
-
 def _states(output: Any) -> Tensor:
-    """``(tokens, size)`` of a module's output."""
-    states: Tensor = (output[0] if isinstance(output, tuple) else output).flatten(0, 1)
+    """Hidden states ``(rows, tokens, ...)`` in a module's output."""
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states
+
+
+def _changed(states: Tensor, position: int) -> Tensor:
+    """Hidden states that are others at a flat position."""
+    states = states.clone()
+    row = states.flatten(0, 1)[position]
+    row.copy_(row.roll(1))
     return states
