@@ -15,8 +15,9 @@ from lion_lightning.types import SampleSegment
 class PrefixLM(Corruption):
     """A bidirectional prefix, which is not trained, and what follows it, trained left to right (arXiv 2305.02309).
 
-    CodeGen2 tried it for one model that encodes and writes, and dropped it. A bidirectional prefix needs
-    ``policy.attention: lion_sdpa`` on a GPU.
+    CodeGen2 tried it for one model that encodes and writes, and dropped it. Models with layers that stay causal refuse
+    such batches. Generate by :func:`~lion_lightning.models.generation.prefix.after_prefixes`: ``generate`` alone, and
+    engines, run prompts causally.
 
     Args:
         infill: A corruption whose context is the prefix and whose answer follows; None for a document as it is, cut at
