@@ -21,6 +21,7 @@ from lion_lightning.data.learning.record import Moment, RecordedLosses
 from lion_lightning.data.selection.documents import Documents
 from lion_lightning.data.selection.mixture import Mixture
 from lion_lightning.distributed.ranks import Ranks
+from lion_lightning.distributed.replicas import sum_over_replicas
 from lion_lightning.models.generation.greedy import evaluating
 from lion_lightning.models.weights.dtensor import full_parameters
 from lion_lightning.models.weights.hash import hash_tensors
@@ -173,9 +174,7 @@ def document_losses(
             places = torch.from_numpy(np.searchsorted(numbers, batch.sample_indices))[samples]  # (targets,)
             nll = -logps.double().cpu()
             sums.index_add_(1, places, torch.stack([nll, torch.ones_like(nll)]))
-    total: Any = trainer.strategy.reduce(sums.to(ranks.device), reduce_op="sum")
-    # Ranks of one tensor-parallel group share their batches, which count once.
-    total = total.cpu().numpy() * (loader.sampler.world_size / ranks.size)
+    total = sum_over_replicas(sums.to(ranks.device), trainer.strategy).cpu().numpy()
     return total[0], total[1].round().astype(np.int64)
 
 

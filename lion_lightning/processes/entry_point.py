@@ -30,8 +30,9 @@ HIDDEN_WARNINGS = (
 HIDDEN_MESSAGES = {
     "lightning.pytorch.utilities.rank_zero": ("Tip:", "GPU available:", "TPU available:"),
     "lightning.fabric.utilities.seed": ("Seed set to",),
+    "torch.distributed.tensor._redistribute": ("While redistributing from",),  # a norm over both dimensions of a mesh
 }
-"""Log messages of Lightning of the same kind, and its advertisements: by logger, what they contain."""
+"""Log messages of Lightning and torch of the same kind, and its advertisements: by logger, what they contain."""
 
 
 def run_guarded(body: Callable[[], object], print_stop: bool = True) -> int:

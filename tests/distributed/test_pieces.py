@@ -24,6 +24,7 @@ MODELS: dict[str, tuple[bool, LoRASpec | None]] = {
     "tied": (True, None),
     "untied": (False, None),
     "lora": (True, LoRASpec(r=4)),
+    "layers shared": (True, None),  # by tensor parallelism
 }
 
 
@@ -34,7 +35,9 @@ def nbytes(module: torch.nn.Module) -> int:
 def build(rank: int, world: int, folder: Path) -> dict[str, dict[str, int]]:
     """What this rank reads of each model, and the most bytes that it holds meanwhile."""
     torch.distributed.init_process_group("gloo")
-    sharding = Sharding(init_device_mesh("cpu", (world,)), torch.device("cpu"))
+    all_ranks, device = init_device_mesh("cpu", (world,)), torch.device("cpu")
+    mesh = init_device_mesh("cpu", (1, world), mesh_dim_names=("data", "tensor"))
+    shared = Sharding(mesh["data"], device, tensor_mesh=mesh["tensor"])
     read: list[int] = []
     part_of = WeightFiles.part
 
@@ -46,8 +49,9 @@ def build(rank: int, world: int, folder: Path) -> dict[str, dict[str, int]]:
     WeightFiles.part = part  # type: ignore[method-assign]
     made = {}
     for name, (tied, lora) in MODELS.items():
+        spec = PolicySpec(path=str(folder / f"tied {tied}"), lora=lora)
         with LiveTensors() as live:
-            model = PolicySpec(path=str(folder / f"tied {tied}"), lora=lora).build(sharding=sharding)
+            model = spec.build(sharding=shared if name == "layers shared" else Sharding(all_ranks, device))
         sizes = {"all": nbytes(model), "layer": nbytes(decoder_layers(model.causal_lm)[0])}
         made[name] = {"read": sum(read), "held": live.most, **sizes}
         read.clear()
@@ -57,13 +61,16 @@ def build(rank: int, world: int, folder: Path) -> dict[str, dict[str, int]]:
 def test_ranks_read_a_model_once_between_them_and_hold_their_rows_and_a_layer(tmp_path: Path) -> None:
     stored: dict[bool, dict[str, Any]] = {}
     for tied in (True, False):
-        whole = policy(tie_word_embeddings=tied, num_hidden_layers=LAYERS)
+        whole = policy(tie_word_embeddings=tied, num_hidden_layers=LAYERS, vocab_size=102)
         whole.causal_lm.save_pretrained(tmp_path / f"tied {tied}")
         stored[tied] = load_file(tmp_path / f"tied {tied}" / "model.safetensors")
     ranks = run_ranks(build, tmp_path, tmp_path)
     for name, (tied, _) in MODELS.items():
         assert tied != ("lm_head.weight" in stored[tied])
-        assert sum(rank[name]["read"] for rank in ranks) == sum(tensor.numel() for tensor in stored[tied].values())
+        read = sum(tensor.numel() for tensor in stored[tied].values())
+        if name == "layers shared":  # norms are whole on both
+            read += sum(tensor.numel() for tensor in stored[tied].values() if tensor.dim() == 1)
+        assert sum(rank[name]["read"] for rank in ranks) == read
         for sizes in (rank[name] for rank in ranks):
             assert sizes["all"] / 2 < sizes["held"] <= bound(sizes["all"], sizes["layer"]) < sizes["all"]
 

@@ -15,17 +15,20 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lion_lightning.callbacks import HuggingFaceExport
+from examples.keyword_judge import KeywordJudge
+from lion_lightning.callbacks import HuggingFaceExport, OnPolicySampling
 from lion_lightning.data.sft import SFTDataModule
 from lion_lightning.data.sources.source import Source
 from lion_lightning.errors import explain
+from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
+from lion_lightning.sampling.transformers import TransformersSampler
 from lion_lightning.strategies import FSDP2Strategy
 from tests.distributed.fsdp1 import FSDPOnCPU
 from tests.distributed.ranks import run_ranks
-from tests.tiny import Rows, config, policy, row, tokenizer_folder, trainer
+from tests.tiny import LEARNED_POSITIONS, Rows, config, policy, row, tokenizer_folder, trainer
 
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
 
@@ -45,8 +48,8 @@ class WithHead(SFTModule):
         self.head = torch.nn.Linear(2, 2)
 
 
-def sizes(data: int = 2, tensor: int = 1) -> Callable[[], ModelParallelStrategy]:
-    return lambda: ModelParallelStrategy(data_parallel_size=data, tensor_parallel_size=tensor)
+def shared(ranks: int = 2) -> FSDP2Strategy:
+    return FSDP2Strategy(tensor_parallel_size=ranks)
 
 
 @dataclass
@@ -58,6 +61,7 @@ class Case:
         strategy: Makes the strategy.
         kind: Of module.
         model: Its config.
+        lora: Its adapters.
         options: Of the Trainer; a list has one value for each rank.
         start: Checkpoint to go on from, in the test's folder.
     """
@@ -66,10 +70,12 @@ class Case:
     strategy: Callable[[], Any] = FSDP2Strategy
     kind: type[SFTModule] = SFTModule
     model: dict[str, Any] = field(default_factory=config)
+    lora: LoRASpec | None = None
     options: dict[str, Any] = field(default_factory=dict)
     start: str | None = None
 
 
+ROUNDS = OnPolicySampling(TransformersSampler(), KeywordJudge())
 # Of all the models that transformers has, one of the few whose code does not say what its layers are.
 NO_LAYERS = {"model_type": "ctrl", "vocab_size": 101, "n_embd": 32, "dff": 48, "n_layer": 1, "n_head": 4}
 REFUSED = {
@@ -78,7 +84,18 @@ REFUSED = {
     "averaging": Case(
         "EMAWeightAveraging does not work with weights that", options={"callbacks": EMAWeightAveraging()}
     ),
-    "tensor parallel": Case("2 ranks do not divide the model's rows of the embedding (101)", sizes(1, 2)),
+    "no plan": Case("transformers has no plan for gpt2 models", shared, model=LEARNED_POSITIONS),
+    "experts": Case("plan for mixtral models splits layers in ways that are not", shared, model=config("mixtral")),
+    "key heads": Case(
+        "do not divide the model's num_key_value_heads (1), ", shared, model=config(num_key_value_heads=1)
+    ),
+    "features": Case("intermediate_size (49), ", shared, model=config(intermediate_size=49)),
+    "rows": Case(
+        "2 ranks do not divide the model's rows of the embedding (101); choose", ModelParallelStrategy
+    ),  # its auto
+    "adapters": Case("policy.lora: tensor parallelism splits no adapters", shared, lora=LoRASpec(r=4)),
+    "rounds": Case("OnPolicySampling: each rank samples answers of", shared, options={"callbacks": ROUNDS}),
+    "processes": Case("tensor_parallel_size is 3, which does not divide the number of proc", lambda: shared(3)),
     "mixed precision": Case("does not support", options={"precision": "16-mixed"}),
     "precision": Case("16-true cannot be trained", options={"precision": "16-true"}),
     "unequal": Case("trainer.gradient_clip_val is 2.0 there, 1.0 on rank 0", options={"gradient_clip_val": [1.0, 2.0]}),
@@ -94,7 +111,7 @@ def fit(folder: Path, case: Case, rank: int, saved: str | None = None, world: in
     """Fit a step of the many that an epoch has, and save there."""
     own = {key: value[rank] if isinstance(value, list) else value for key, value in case.options.items()}
     ranks = {"strategy": case.strategy(), "devices": world} if world > 1 else {}
-    module = case.kind(PolicySpec(config=case.model), tokenizer=TokenizerSpec(str(folder)))
+    module = case.kind(PolicySpec(config=case.model, lora=case.lora), tokenizer=TokenizerSpec(str(folder)))
     data = SFTDataModule([Source(str(folder / "rows.jsonl"))], module.tokenizer_spec, max_length=16)
     run = trainer(max_steps=2 if case.start else 1, **own, **ranks)
     run.fit(module, datamodule=data, ckpt_path=case.start and folder / case.start)
