@@ -11,14 +11,16 @@ import argparse
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lion_lightning import SFTDataModule, SFTModule, Source, TokenizerSpec
+from lion_lightning import AlignmentModule, SFTDataModule, SFTModule, Source, TokenizerSpec
 from lion_lightning.callbacks import HuggingFaceExport
+from lion_lightning.data.base import PackedDataModule
 from lion_lightning.experimental.q_sft import DummyRest, QSFTModule, QSFTSampler, TrajectoryDataModule, UniformRest
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.sampling import SamplingSettings, TransformersSampler
@@ -33,7 +35,7 @@ MARKS = ["<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"]
 WORDS = [*"0123456789", "game", "you", "went", "left", "right", "a", "b"]
 
 
-def write_model(folder):
+def write_model(folder: str) -> None:
     """A random Llama of two layers, and a tokenizer with a token for each word."""
     vocabulary = {word: number for number, word in enumerate([*MARKS, *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<|pad|>"))
@@ -53,17 +55,17 @@ def write_model(folder):
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def opening(number):
+def opening(number: int) -> list[dict[str, Any]]:
     """The first turn of a game; games have numbers, since rows that are alike count once."""
     return [{"role": "user", "content": "game " + " ".join(f"{number:04}")}]
 
 
-def reply(way):
+def reply(way: str) -> list[dict[str, Any]]:
     """The turns up to the player's second choice."""
     return [{"role": "assistant", "content": way}, {"role": "user", "content": f"you went {way}"}]
 
 
-def write_games(folder, count, seed):
+def write_games(folder: Path, count: int, seed: int) -> None:
     """Games that were played at random and how each ended, and the same with weights of the turns: the rewards."""
     draw = random.Random(seed)
     with open(folder / "games.jsonl", "w") as plain, open(folder / "weighted.jsonl", "w") as weighted:
@@ -79,7 +81,7 @@ def write_games(folder, count, seed):
                 print(json.dumps({"messages": turns}), file=weighted)
 
 
-def train(module, data, folder, epochs):
+def train(module: AlignmentModule, data: PackedDataModule, folder: Path, epochs: int) -> str:
     """Train, and write the model to a folder."""
     module.optimizer_factory = lambda parameters: torch.optim.AdamW(parameters, lr=3e-3)
     trainer = Trainer(
@@ -95,11 +97,11 @@ def train(module, data, folder, epochs):
     return str(folder)
 
 
-def play(model, sampler, count):
+def play(model: str, sampler: TransformersSampler, count: int) -> float:
     """Mean return of a model over so many games."""
     tokenizer = TokenizerSpec(model).load()
 
-    def choose(conversations, seed):
+    def choose(conversations: list[Any], seed: int) -> list[str]:
         texts = [
             tokenizer.apply_chat_template(each, add_generation_prompt=True, tokenize=False) for each in conversations
         ]
@@ -116,7 +118,15 @@ def play(model, sampler, count):
     return sum(REWARDS.get(game, 0.0) for game in zip(ways, choices, strict=True)) / count
 
 
-def run(folder, seed, rest="uniform", games=1000, epochs=8, plays=1000, betas=(5.0, 50.0)):
+def run(
+    folder: Path,
+    seed: int,
+    rest: str = "uniform",
+    games: int = 1000,
+    epochs: int = 8,
+    plays: int = 1000,
+    betas: tuple[float, ...] = (5.0, 50.0),
+) -> dict[str, float]:
     """Mean returns by method."""
     folder.mkdir(parents=True, exist_ok=True)
     seed_everything(seed)
@@ -125,7 +135,7 @@ def run(folder, seed, rest="uniform", games=1000, epochs=8, plays=1000, betas=(5
     write_games(folder, games, seed)
     tokenizer, settings = TokenizerSpec(start), SamplingSettings(temperature=1.0, max_new_tokens=2)
 
-    def sft(name, file):
+    def sft(name: str, file: str) -> str:
         data = SFTDataModule([Source(str(folder / file), ignore=["reward"])], tokenizer, max_length=64, batch_size=16)
         return train(SFTModule(start), data, folder / name, epochs)
 
@@ -147,8 +157,8 @@ def run(folder, seed, rest="uniform", games=1000, epochs=8, plays=1000, betas=(5
     return returns
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: list[str] | None = None) -> list[dict[str, float]]:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("folder", type=Path, help="where models and games are written")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rest", choices=["uniform", "dummy"], default="uniform", help="what a label leaves goes to")

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from torch import Tensor
 from torch.optim import SGD
 
+from lion_lightning.callbacks.startup import summarize
 from lion_lightning.experimental.q_sft import DummyRest, QSFTModule
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.planning.job import job_of
 from lion_lightning.types import PackedBatch
 from tests import tiny
 
@@ -117,6 +120,19 @@ def test_a_rank_without_rows_keeps_step(tokenizer: TokenizerSpec) -> None:
     output = module.compute_loss(none)
     assert output.total == 0
     assert output.num_items == 0
+
+
+def test_the_plan_and_the_summary_of_a_run_count_both_other_models(tokenizer: TokenizerSpec) -> None:
+    module = made(tokenizer)
+    planned = job_of(module, tokens=64, longest=32, precision="32-true")
+    assert len(planned.references) == planned.reference_passes == 2
+    size = sum(parameter.numel() for parameter in module.policy_model.parameters())
+    run = tiny.trainer(max_epochs=1)
+    summary: dict[str, Any] = {}
+    run.callbacks.append(LambdaCallback(on_train_start=lambda *both: summary.update(summarize(*both))))  # type: ignore[attr-defined]
+    run.fit(module, tiny.Rows([TREES]))
+    assert summary["policy"]["parameters"] == size
+    assert summary["reference"] == {"kind": "FrozenReference and MixedReference", "parameters": 2 * size}
 
 
 @pytest.mark.parametrize(
