@@ -21,19 +21,22 @@ def weights(path: Path) -> dict[str, Any]:
     return checkpoint["state_dict"]  # type: ignore[no-any-return]
 
 
-def assert_a_killed_run_ends_equal(folder: Path, options: Sequence[str], steps: int) -> None:
+def assert_a_killed_run_ends_equal(
+    folder: Path, options: Sequence[str], steps: int, callbacks: Sequence[dict[str, Any]] = ()
+) -> None:
     """Kill ``lion fit`` behind its first checkpoint, run it again, and compare with a run that was left alone.
 
     Args:
         folder: The working folder.
         options: Of ``lion fit``.
         steps: Of the run; the killed one must have made fewer.
+        callbacks: Callbacks of both, beside the one that saves.
     """
 
     def command(run: str) -> list[str]:
         saver = {"dirpath": f"{run}/checkpoints", "every_n_train_steps": 5, "save_last": True}
-        callbacks = [{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver}]
-        more = [f"--trainer.default_root_dir={run}", f"--trainer.callbacks={json.dumps(callbacks)}"]
+        saving = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver}
+        more = [f"--trainer.default_root_dir={run}", f"--trainer.callbacks={json.dumps([*callbacks, saving])}"]
         return ["fit", *options, *more, "--ckpt_path=last"]
 
     assert main(command("whole")) == 0

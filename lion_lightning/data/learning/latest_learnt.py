@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -104,11 +103,7 @@ class LatestLearnt(DocumentFilter):
             "mean_learning_percentage": float(percentages[known].mean()),
             "mean_learning_percentage_kept": float(percentages[kept].mean()),
         }
-        line = (
-            f"{report['kept']:,} of {report['documents']:,} documents kept ({self.keep}); mean learning percentage of "
-            f"these {report['mean_learning_percentage_kept']:.3f}, of all {report['mean_learning_percentage']:.3f}"
-        )
-        return LeftOut(causes, report, [line, *_latest(losses, percentages)], self._warnings(losses))
+        return LeftOut(causes, report, self._lines(losses, percentages, report), self._warnings(losses))
 
     def _losses(self, candidates: Candidates) -> RecordedLosses:
         """The recorded losses of the candidates, in their order.
@@ -132,14 +127,8 @@ class LatestLearnt(DocumentFilter):
         return recorded.take(found)
 
     def _chosen(self, candidates: Candidates, percentages: Floats, usable: Numbers) -> Choice:
-        """Which candidates are kept."""
-        if len(usable) < self.clusters > 1:
-            raise ValueError(
-                f"LatestLearnt: source {candidates.source.label} has {len(usable):,} documents with a learning "
-                f"percentage, too few for {self.clusters:,} clusters; lower clusters"
-            )
-        digests = candidates.digests[usable]
-        usable = usable[np.lexsort(digests.T)]  # by content: nothing rests on the order of the rows
+        """Which candidates are kept of those that have a percentage."""
+        usable = usable[np.lexsort(candidates.digests[usable].T)]  # by content: nothing rests on the rows' order
         labels = self._labels(candidates, usable)
         counts = shared_out(np.bincount(labels, minlength=self.clusters), self.share)
         if not counts.sum():
@@ -147,10 +136,7 @@ class LatestLearnt(DocumentFilter):
                 f"LatestLearnt: a share of {self.share:g} of the {len(usable):,} documents of source "
                 f"{candidates.source.label} with a learning percentage is none; raise share"
             )
-        keys = percentages[usable] * (-1 if self.keep == "earliest" else 1)
-        if self.keep == "random":
-            keys = np.random.default_rng(self.seed).random(len(usable))
-        order = np.argsort(keys, kind="stable")
+        order = np.argsort(self._keys(percentages[usable]), kind="stable")
         kept = np.zeros(len(candidates), np.bool_)
         for cluster, count in enumerate(counts.tolist()):
             members = usable[order[labels[order] == cluster]]
@@ -158,10 +144,21 @@ class LatestLearnt(DocumentFilter):
             kept[members[first : first + count]] = True
         return kept
 
+    def _keys(self, percentages: Floats) -> Floats:
+        """What documents, in the order of their contents, are sorted by."""
+        if self.keep == "random":
+            return np.random.default_rng(self.seed).random(len(percentages))
+        return -percentages if self.keep == "earliest" else percentages
+
     def _labels(self, candidates: Candidates, usable: Numbers) -> npt.NDArray[np.int64]:
         """Cluster of each of these candidates."""
         if self.embed is None:
             return np.zeros(len(usable), np.int64)
+        if len(usable) < self.clusters:
+            raise ValueError(
+                f"LatestLearnt: source {candidates.source.label} has {len(usable):,} documents with a learning "
+                f"percentage, too few for {self.clusters:,} clusters; lower clusters"
+            )
         texts = [*map(_text, candidates.read())]
         points = np.asarray(imported(self.embed, "embed")([texts[position] for position in usable.tolist()]))
         if points.ndim != 2 or len(points) != len(usable) or not np.isfinite(points).all():
@@ -171,23 +168,25 @@ class LatestLearnt(DocumentFilter):
             )
         return k_means(torch.from_numpy(points), self.clusters, self.seed)
 
-    def _warnings(self, losses: RecordedLosses) -> list[str]:
-        used = [1] if self.approximate else [1, losses.epochs]
-        cut = [number for number in used if losses.moments[number].share < 1]
-        if not cut:
-            return []
-        share = losses.moments[cut[0]].share
-        return [
-            f"the run of {self.record} trained {share:.0%} of epoch {cut[0]}, so that some documents look late for "
-            "want of training; record whole epochs"
+    def _lines(self, losses: RecordedLosses, percentages: Floats, report: dict[str, Any]) -> list[str]:
+        """What was kept, and the few documents that were learnt last, for a person to look at."""
+        lines = [
+            f"{report['kept']:,} of {report['documents']:,} documents kept ({self.keep}); mean learning percentage of "
+            f"these {report['mean_learning_percentage_kept']:.3f}, of all {report['mean_learning_percentage']:.3f}"
         ]
+        for position in np.argsort(percentages)[: min(_SHOWN, report["documents"])].tolist():  # NaN comes last
+            lines.append(f"learnt last: {losses.places[position]} (learning percentage {percentages[position]:.3f})")
+        return lines
 
-
-def _latest(losses: RecordedLosses, percentages: Floats) -> Iterator[str]:
-    """The few documents that are learnt last, for a person to look at."""
-    for position in np.argsort(percentages)[:_SHOWN].tolist():
-        if not np.isnan(percentages[position]):
-            yield f"learnt last: {losses.places[position]} (learning percentage {percentages[position]:.3f})"
+    def _warnings(self, losses: RecordedLosses) -> list[str]:
+        """Epochs that are used and were cut short."""
+        for epoch in (1,) if self.approximate else (1, losses.epochs):
+            if (share := losses.moments[epoch].share) < 1:
+                return [
+                    f"the run of {self.record} trained {share:.0%} of epoch {epoch}, so that some documents look late "
+                    "for want of training; record whole epochs"
+                ]
+        return []
 
 
 def _text(example: ReadExample) -> str:

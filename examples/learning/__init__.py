@@ -1,0 +1,1 @@
+"""Which rows a model learns last, and what comes of training on them."""
