@@ -17,6 +17,8 @@ from typing_extensions import override
 
 from lion_lightning.callbacks.folders import require_writable_root, writes_files
 from lion_lightning.data.base import PackedDataModule
+from lion_lightning.data.document_filters.base import DocumentFilter
+from lion_lightning.data.learning import LatestLearnt
 from lion_lightning.data.learning.record import Moment, RecordedLosses
 from lion_lightning.data.selection.documents import Documents
 from lion_lightning.data.selection.mixture import Mixture
@@ -47,8 +49,8 @@ class LearningRecord(Callback):
     Models" (arXiv 2402.10430), section 3.
 
     Raises:
-        MisconfigurationException: Before training, if the data streams or has answers that share a prompt, the file
-            cannot be written, or the run was begun without this callback.
+        MisconfigurationException: Before training, if the data streams, has answers that share a prompt or other
+            documents in each epoch, the file cannot be written, or the run was begun without this callback.
     """
 
     filename = "learning.arrow"
@@ -63,7 +65,7 @@ class LearningRecord(Callback):
             return
         if trainer.global_step == 0:  # another run than the one that this object may have seen
             self._losses, self._resumed = None, []
-        _require_documents(trainer, pl_module)
+        _require_documents(trainer, pl_module, self._path(trainer))
         require_writable_root(trainer)
 
     @override
@@ -207,23 +209,26 @@ def _read_again(path: Path, content: list[str], digests: npt.NDArray[np.uint64])
     return losses
 
 
-def _require_documents(trainer: Trainer, module: LightningModule) -> None:
-    """Refuse data without documents that are all there before training, and modules without a policy."""
-    data, found = trainer.datamodule, type(module).__name__  # type: ignore[attr-defined]
-    if not isinstance(module, AlignmentModule):
-        raise MisconfigurationException(
-            f"LearningRecord: {found} is not an AlignmentModule and has no policy whose losses could be taken; "
-            "subclass one (e.g. SFTModule), or take the callback out of trainer.callbacks"
-        )
-    if getattr(data, "stream", None):
-        raise MisconfigurationException(
-            "LearningRecord: data.sources stream, and the losses of all documents are taken before and after each "
-            "epoch; leave `streaming` out, or take the callback out of trainer.callbacks"
-        )
+def _require_documents(trainer: Trainer, module: LightningModule, path: Path) -> None:
+    """Refuse modules without a policy, data without documents that are all there and stay, and a file that is read."""
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    given = type(data).__name__
     mixture = data.train_mixture if isinstance(data, PackedDataModule) else None
-    if mixture is None or mixture.documents[0].num_answers:
-        raise MisconfigurationException(
-            f"LearningRecord records how early documents are learnt, and {type(data).__name__} gives none: answers "
-            "that are compared are not learnt one by one; use SFTDataModule, or take the callback out of "
-            "trainer.callbacks"
-        )
+    if not isinstance(module, AlignmentModule):
+        wrong = f"{type(module).__name__} is not an AlignmentModule and has no policy to take losses of; use SFTModule"
+    elif getattr(data, "stream", None):
+        wrong = "data.sources stream, and the losses of all documents are taken each time; leave `streaming` out"
+    elif mixture is None or mixture.documents[0].num_answers:
+        wrong = f"{given} gives no documents, and answers that are compared are not learnt alone; use SFTDataModule"
+    elif hasattr(mixture.documents, "set_epoch"):
+        wrong = f"{given} gives other documents in each epoch, so that nothing is compared; use SFTDataModule"
+    elif any(_reads(rule, path) for rule in data.document_filters.rules):
+        wrong = f"{path} would be written over, which data.document_filters choose by; name another default_root_dir"
+    else:
+        return
+    raise MisconfigurationException(f"LearningRecord: {wrong}, or take the callback out of trainer.callbacks")
+
+
+def _reads(rule: DocumentFilter, path: Path) -> bool:
+    """Whether a filter chooses by the losses of this file."""
+    return isinstance(rule, LatestLearnt) and Path(rule.record).resolve() == path.resolve()

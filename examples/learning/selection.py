@@ -1,6 +1,6 @@
 """The demo task with planted wrong answers: what is learnt late, where wrong rows are, what a share of rows teaches.
 
-python -m examples.learning.selection runs/learning    # two to three minutes on two cores
+python -m examples.learning.selection runs/learning    # about two and a half minutes on two cores
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[float]]:
     parser = argparse.ArgumentParser(prog="python -m examples.learning.selection", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=2000, help="right rows (2000)")
-    parser.add_argument("--epochs", type=int, default=8, help="epochs on a selection (8)")
+    parser.add_argument("--epochs", type=int, default=6, help="epochs on a selection (6)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args(argv)
     runs = [one_seed(options.folder / str(seed), seed, options.rows, options.epochs) for seed in options.seeds]

@@ -52,7 +52,7 @@ def test_a_config_chooses_from_what_another_has_recorded(folder: Path, capsys: p
     assert "LearningRecord: losses of 96 documents before training and after 2 epochs" in capsys.readouterr().err
     record = "runs/sft/learning.arrow"
     assert main([*chosen(record=record, share=0.25), "--trainer.max_steps=1"]) == 0
-    assert "learnt early 72 (" in capsys.readouterr().err
+    assert "left out, learnt early: 72 (" in capsys.readouterr().err
     for settings, said in (
         ({"record": record, "share": 2.0}, "share is 2.0; give a share of the documents"),
         ({"record": str(SFT), "share": 0.5}, "damaged, or not a learning record"),

@@ -17,9 +17,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lion_lightning import PolicySpec, PreferenceDataModule, SFTDataModule, SFTModule, Source, TokenizerSpec
+from lion_lightning import (
+    InfillDataModule,
+    PolicySpec,
+    PreferenceDataModule,
+    SFTDataModule,
+    SFTModule,
+    Source,
+    TokenizerSpec,
+)
 from lion_lightning.callbacks import LearningRecord
 from lion_lightning.data.formats.sft import recognize
+from lion_lightning.data.infill import FillInMiddle
+from lion_lightning.data.learning import LatestLearnt
 from lion_lightning.data.learning.record import RecordedLosses
 from lion_lightning.data.packing.collate import collate
 from lion_lightning.data.store.digests import content_digest
@@ -203,13 +213,31 @@ def test_data_that_has_no_documents_to_record_is_refused(runs: Runs) -> None:
         runs.fit("run", stream, max_steps=2)
     pairs = runs.source("pairs", {"prompt": "a", "chosen": "yes", "rejected": "no"})
     trees = PreferenceDataModule([pairs], runs.tokenizer, max_length=64, cache_dir=runs.folder / "cache")
-    with pytest.raises(MisconfigurationException, match=r"and PreferenceDataModule gives none: .* use SFTDataModule"):
+    with pytest.raises(
+        MisconfigurationException, match=r"PreferenceDataModule gives no documents, .* use SFTDataModule"
+    ):
         runs.fit("run", trees)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([*FillInMiddle().tokens], special_tokens=True)
+    infills = InfillDataModule([runs.source("text", LONG)], tokenizer, FillInMiddle(), max_length=128)
+    with pytest.raises(MisconfigurationException, match=r"InfillDataModule gives other documents in each epoch"):
+        runs.fit("run", infills)
     with pytest.raises(MisconfigurationException, match=r"BoringModel is not an AlignmentModule"):
         runs.fit("run", module=BoringModel())
     loader = tiny.trainer(callbacks=[LearningRecord()], max_epochs=1, default_root_dir=runs.folder)
-    with pytest.raises(MisconfigurationException, match=r"NoneType gives none"):
+    with pytest.raises(MisconfigurationException, match=r"NoneType gives no documents"):
         loader.fit(runs.module(), tiny.Rows([tiny.row()]))
+
+
+def test_the_record_that_the_data_is_chosen_by_is_not_written_over(runs: Runs) -> None:
+    runs.fit("run")
+    before = runs.file("run").read_bytes()
+    with pytest.raises(MisconfigurationException, match=r"learning\.arrow would be written over, .* default_root_dir"):
+        runs.fit("run", runs.data(document_filters=[LatestLearnt(str(runs.file("run")), 0.5)]))
+    assert runs.file("run").read_bytes() == before
+    chosen = runs.data(document_filters=[LatestLearnt(str(runs.file("run")), 0.5)])
+    runs.fit("next", chosen, max_epochs=1)
+    assert len(RecordedLosses.read(runs.file("next")).places) == 4
 
 
 def test_a_fast_dev_run_records_nothing(runs: Runs) -> None:
