@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -53,7 +53,7 @@ class StaticSparsity(Callback):
             raise ValueError(f"StaticSparsity.sparsity is {sparsity}; give a share of zeros, at least 0 and below 1")
         self.sparsity, self.seed, self.allow_pretrained = sparsity, seed, allow_pretrained
         self._digest = ""
-        self._pruned: list[tuple[Tensor, Tensor]] = []  # with this rank's rows of the mask, True for a zero
+        self._pruned: list[tuple[Tensor, Tensor]] = []  # with this rank's part of the mask, True for a zero
         self._stored: dict[str, Any] | None = None  # in the checkpoint that the run goes on from
 
     @override
@@ -65,7 +65,7 @@ class StaticSparsity(Callback):
                 f"StaticSparsity prunes the policy of an AlignmentModule, and {type(pl_module).__name__} is none; take "
                 "it out of trainer.callbacks"
             )
-        spec, strategy = pl_module.policy_spec, trainer.strategy
+        spec = pl_module.policy_spec
         if spec.lora is not None:  # without which there is no quantization
             raise MisconfigurationException(
                 "StaticSparsity prunes the weights that are trained, and policy.lora trains adapters next to them; "
@@ -76,15 +76,10 @@ class StaticSparsity(Callback):
                 "StaticSparsity masks gradients before the optimizer step, and FusedBackward leaves none until then; "
                 "take one of the two out of trainer.callbacks"
             )
-        if isinstance(strategy, FSDPStrategy):
+        if isinstance(trainer.strategy, FSDPStrategy):
             raise MisconfigurationException(
                 "StaticSparsity: FSDPStrategy flattens weights, so that they cannot be masked; use "
                 "lion_lightning.strategies.FSDP2Strategy"
-            )
-        if isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
-            raise MisconfigurationException(
-                "StaticSparsity masks a rank's rows of each matrix, and under tensor parallelism it has other parts; "
-                f"set tensor_parallel_size: 1 of {type(strategy).__name__}"
             )
         if stage == "fit" and spec.path is not None and not self.allow_pretrained:
             raise MisconfigurationException(
