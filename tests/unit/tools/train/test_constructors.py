@@ -39,6 +39,7 @@ INHERITED: dict[str, tuple[str, list[str]]] = {
     "lion_lightning.GroupDataModule": ("data", ["keep_equal", "max_length", "max_prompt_length", "packing"]),
     "lion_lightning.OnPolicyDataModule": ("data", ["pairing", "min_margin", "keep", "validation_share", "seed"]),
     "lion_lightning.OnPolicyGroupDataModule": ("data", ["keep_equal", "keep", "row_length", "seed"]),
+    "lion_lightning.experimental.meta_sft.MetaSFTModule": ("model", ["loss", "reduction", "tokenizer", "optimizer"]),
 }
 SET_BY_SUBCLASSES = {"filters", "validation_filters", "make_filters", "make_validation_filters"}
 
