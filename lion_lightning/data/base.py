@@ -171,7 +171,7 @@ class PackedDataModule(LightningDataModule, ABC):
             train, held = self.split_validation([] if self.stream else self.sources)
             if self.stream:
                 opening = (self._encoder, self.filters, self.stream, held, self.cache_dir, self.document_filters.rules)
-                self.streamed = StreamedSources.open(self.sources, *opening)
+                self.streamed = StreamedSources.open(self.sources, *opening, self.make_documents)
             else:
                 self.train_mixture = self._mix(train, self.filters)
             self.validation_mixture = self._mix(held, self.validation_filters) if held else None
@@ -288,7 +288,8 @@ class PackedDataModule(LightningDataModule, ABC):
         """Messages about the rows, by source, for the start-up summary; those about all of them are under ``all``."""
         reports = [*self.reports, *_reports(self.validation_mixture)]
         by_source = {report.name: report.messages.describe(report.rows) for report in reports}
-        return by_source | ({"all": self.notes()} if self.notes() else {})
+        notes = self.notes()
+        return by_source | ({"all": notes} if notes else {})
 
     def notes(self) -> list[str]:
         """Lines about the training documents besides the reports."""

@@ -76,11 +76,6 @@ class InfillDataModule(SFTDataModule):
             )
         if isinstance(self.packing, Wrapped):
             raise ValueError("data.packing: Wrapped cuts documents, and one with holes cannot be cut; use BestFit")
-        if self.stream is not None:
-            raise ValueError(
-                f"data.sources: {self.sources[0].label} streams, and InfillDataModule reads its documents anew in each "
-                "epoch; leave `streaming` out"
-            )
 
     @override
     def settings(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _LOOKED_AT = 512  # documents by which the length of an infill is estimated
 class Infilled(Documents):
     """Documents of which a share, drawn anew in each epoch, is corrupted: the causal mixture of CodeGen2.
 
-    What becomes of a document follows from the seed, the epoch and its position alone, so that it is the same for any
+    What becomes of a document follows from the seed, the epoch, its number and its position: it is the same for any
     number of ranks and workers, and in a resumed run. Documents with fewer than 2 tokens besides BOS and EOS stay as
     they are.
 
@@ -67,7 +67,7 @@ class Infilled(Documents):
     def __getitem__(self, position: int) -> Sample:
         """Read one document of the present epoch."""
         sample = super().__getitem__(position)
-        rng = np.random.default_rng([self._seed, self.epoch, position])
+        rng = np.random.default_rng([self._seed, self.epoch, sample.index, position])
         file = self._special.file(sample.segments[0].input_ids)
         if rng.random() >= self.share or len(file.body) < 2:
             return sample

@@ -16,6 +16,9 @@ from lion_lightning.data.selection.trees import leave_out_repeated
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
 
+MakeDocuments = Callable[[Sequence[Selection]], Documents]
+"""What makes documents of the final selection of each source."""
+
 MAX_DOCUMENTS = 10**9
 """Documents of an epoch; more would take tens of gigabytes for their numbers alone."""
 
@@ -113,7 +116,7 @@ def mix(
     selections: Sequence[Selection],
     filters: Filters,
     row_length: int | None = None,
-    make_documents: Callable[[Sequence[Selection]], Documents] = Documents,
+    make_documents: MakeDocuments = Documents,
 ) -> Mixture:
     """Filter every source, join and cut its trees, and repeat them, or its documents, as its fraction says.
 
@@ -123,7 +126,7 @@ def mix(
         selections: Unique examples of each source.
         filters: What is left out, truncated, joined and cut.
         row_length: Tokens that a tree is cut to; None cuts none.
-        make_documents: What makes the documents of an epoch from the final selections.
+        make_documents: Makes the documents of an epoch.
 
     Raises:
         ValueError: A source has no supervised token at all, or nothing is left; the message holds the counts.

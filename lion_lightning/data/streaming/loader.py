@@ -236,11 +236,11 @@ class StreamLoader:
 
     def _rows(self, feed: BlockFeed, window: Mapping[str, Any]) -> Iterator[PackedRow]:
         """All rows from the start of a window on; a window's start is kept for states when its first row comes."""
-        writes = self.rank == 0
+        writes, epoch = self.rank == 0, self.epoch if self.shuffle else 0
+        seed = [self.seed, epoch] if self.shuffle else [self.seed]
         for path in self.streamed.bad_rows() if writes and window["number"] == 0 else ():
             path.unlink(missing_ok=True)  # of an earlier run
-        mixture = StreamMixture(self.streamed, feed, self._cursors, self._hashes, self.capacity, writes)
-        seed = [self.seed, self.epoch] if self.shuffle else [self.seed]
+        mixture = StreamMixture(self.streamed, feed, self._cursors, self._hashes, self.capacity, writes, epoch)
         number, count = window["number"], window["rows"]
         size = self.streamed.settings.window
         rows = WindowedRows(mixture, self.packing, self.capacity, size, seed, number, show_progress=writes)

@@ -13,7 +13,7 @@ import numpy as np
 
 from lion_lightning.cache import explain_write_errors
 from lion_lightning.data.packing.best_fit import Span
-from lion_lightning.data.packing.loader import cut
+from lion_lightning.data.packing.loader import cut, set_epoch
 from lion_lightning.data.reports.bad_rows import refuse_mostly_bad
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Documents, Selection
@@ -106,6 +106,7 @@ class StreamMixture:
         hashes: The contents of earlier documents.
         row_length: Tokens that every document has to fit in.
         writes: Whether this process writes the bad rows, and says that a source has ended.
+        epoch: Epoch of documents that differ from epoch to epoch.
     """
 
     def __init__(
@@ -116,10 +117,12 @@ class StreamMixture:
         hashes: RecentHashes,
         row_length: int,
         writes: bool = True,
+        epoch: int = 0,
     ) -> None:
         self.sources, self.cursors, self.hashes = streamed.sources, cursors, hashes
         self._mix_by, self._filters = streamed.settings.mix_by, streamed.encoder.filters
         self._feed, self._row_length, self._writes = feed, row_length, writes
+        self._make_documents, self._epoch = streamed.make_documents, epoch
         self._bad_rows = streamed.bad_rows()
         self._weights = [source.weight or 1.0 for source in streamed.sources]
 
@@ -178,8 +181,9 @@ class StreamMixture:
             cursor.report = cursor.report.merged(report) if cursor.report else report
             self._check(cursor.report, cursor.block, self._bad_rows[number])
         cursor.is_open = True
-        cursor.block_documents = Documents([selection]) if len(selection.spans.numbers) else None
+        cursor.block_documents = self._make_documents([selection]) if len(selection.spans.numbers) else None
         if cursor.block_documents is not None:
+            set_epoch(cursor.block_documents, self._epoch)
             require_fitting(cursor.block_documents, self._row_length)
 
     def _repeated(self, selection: Selection) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from lion_lightning.cache import cache_folder, hash_json
 from lion_lightning.data.document_filters.base import DocumentFilter
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Documents, Selection
-from lion_lightning.data.selection.mixture import Filters, Mixture
+from lion_lightning.data.selection.mixture import Filters, MakeDocuments, Mixture
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.example_batch import Encoder
 from lion_lightning.data.streaming.encoding import BlockEncoder, FailedBlock, Request
@@ -33,12 +33,14 @@ class StreamedSources:
         encoder: Encodes blocks of their rows; it holds the sources.
         settings: Window, mixture, duplicates.
         cache_dir: Folder of caches, where bad rows are written.
+        make_documents: Makes the documents of selections.
     """
 
     readers: Sequence[SourceReader]
     encoder: BlockEncoder
     settings: StreamSettings
     cache_dir: str | Path | None = None
+    make_documents: MakeDocuments = Documents
 
     @classmethod
     def open(
@@ -50,6 +52,7 @@ class StreamedSources:
         validated: Iterable[Selection] = (),
         cache_dir: str | Path | None = None,
         document_filters: Sequence[DocumentFilter] = (),
+        make_documents: MakeDocuments = Documents,
     ) -> StreamedSources:
         """Find the sources' files; no row is read.
 
@@ -61,13 +64,15 @@ class StreamedSources:
             validated: Examples that are validated on; what shares a prompt with one of them is left out.
             cache_dir: Folder of caches; None for the default.
             document_filters: Rules that leave out documents by what they say.
+            make_documents: Makes the documents of selections.
 
         Raises:
             ValueError: A source is not there.
         """
         readers = [SourceReader.of(source) for source in sources]
         groups = frozenset(group.tobytes() for group in chain.from_iterable(one.groups for one in validated))
-        return cls(readers, BlockEncoder(sources, encoder, filters, groups, document_filters), settings, cache_dir)
+        blocks = BlockEncoder(sources, encoder, filters, groups, document_filters)
+        return cls(readers, blocks, settings, cache_dir, make_documents)
 
     @property
     def sources(self) -> Sequence[Source]:
@@ -111,7 +116,7 @@ class StreamedSources:
         reports = [report.of(selection, np.arange(len(selection.spans.numbers))) for selection in selections]
         if not left:
             raise ValueError(f"the first rows of all streamed sources give nothing to train on ({reports[0]})")
-        return Mixture(Documents(left), reports)
+        return Mixture(self.make_documents(left), reports)
 
     def identity(self) -> dict[str, Any]:
         """Files and code that decide the documents, by name, to tell others from them; settings apart."""

@@ -18,6 +18,8 @@ from lion_lightning import InfillDataModule, SFTDataModule, Source
 from lion_lightning.data.infill import FillInMiddle, PrefixLM, SpanInfill
 from lion_lightning.data.packing.best_fit import Wrapped
 from lion_lightning.data.packing.loader import PackedLoader
+from lion_lightning.data.streaming.loader import StreamLoader
+from lion_lightning.data.streaming.settings import StreamSettings
 from lion_lightning.types import PackedBatch, Sample, SampleSegment
 from tests.unit.data.letters import byte_tokenizer
 
@@ -244,9 +246,35 @@ def test_refused_settings(source: MakeSource, module: Make, options: dict[str, A
         module([source(TEXTS)], **options)
 
 
-def test_streams_are_refused(source: MakeSource, module: Make) -> None:
-    with pytest.raises(ValueError, match="texts streams, and InfillDataModule reads its documents anew"):
-        module([source(TEXTS, streaming=True)])
+def streamed(data: InfillDataModule, epoch: int = 0) -> StreamLoader:
+    made = ready(data).train_dataloader()
+    assert isinstance(made, StreamLoader)
+    made.set_epoch(epoch)
+    return made
+
+
+def test_streams_are_infilled_anew_in_each_epoch_and_resumed(source: MakeSource, module: Make) -> None:
+    texts = source(TEXTS * 3, streaming=True)
+    options: dict[str, Any] = {"corruption": SpanInfill(spans=1), "stream": StreamSettings(window=30, remember=0)}
+    whole = contents(streamed(module([texts], **options), epoch=1))
+    assert contents(streamed(module([texts], num_workers=1, **options), epoch=1)) == whole
+    begun = streamed(module([texts], **options), epoch=1)
+    list(islice(begun, 5))
+    resumed = streamed(module([texts], **options))
+    resumed.load_state_dict(begun.state_dict())
+    assert contents(resumed) == whole[5:]
+    first, second = (documents(streamed(module([texts], **options), epoch)) for epoch in (0, 1))
+    counts = [sum("<sep>" in text for text in found.values()) for found in (first, second)]
+    assert all(90 <= count <= 150 for count in counts)  # 4 standard deviations around half of 240
+    assert {index: "<sep>" in text for index, text in first.items()} != {
+        index: "<sep>" in text for index, text in second.items()
+    }
+
+
+def test_streamed_documents_with_special_tokens_are_refused(source: MakeSource, module: Make) -> None:
+    made = streamed(module([source([*TEXTS, "<sep>"], streaming=True)]))
+    with pytest.raises(ValueError, match=r"texts.jsonl:81: the row holds a special token of SpanInfill"):
+        list(made)
 
 
 def test_missing_special_tokens_are_named(source: MakeSource, module: Make) -> None:
