@@ -112,16 +112,7 @@ class ChatTemplate:
     @cached_property
     def sought(self) -> list[str]:
         """Texts that the template looks for in others, as ``</think>``: what it writes may depend on them."""
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_with_marks(self.text))
-        found: list[nodes.Node] = []
-        for compare in tree.find_all(nodes.Compare):
-            found += [compare.expr] if any(operand.op in ("in", "notin") for operand in compare.ops) else []
-        for call in tree.find_all(nodes.Call):
-            found += call.args if isinstance(call.node, nodes.Getattr) else []
-        for filtered in tree.find_all(nodes.Filter):
-            found += filtered.args
-        texts = {node.value for node in found if isinstance(node, nodes.Const) and isinstance(node.value, str)}
-        return sorted(text for text in texts if re.search(r"[^\w\s]", text))
+        return list(_sought(self.text))
 
     # --- the format that the template reads
 
@@ -286,3 +277,17 @@ def _with_marks(template: str) -> str:
 def _reads(template: str, key: str) -> bool:
     """True if the template names a key after a dot or in quotes, not just anywhere in its prose."""
     return re.search(rf"(?:\.\s*|['\"]){re.escape(key)}\b", template) is not None
+
+
+@lru_cache(maxsize=64)  # to parse a long template takes longer than to render it
+def _sought(template: str) -> tuple[str, ...]:
+    tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_with_marks(template))
+    found: list[nodes.Node] = []
+    for compare in tree.find_all(nodes.Compare):
+        found += [compare.expr] if any(operand.op in ("in", "notin") for operand in compare.ops) else []
+    for call in tree.find_all(nodes.Call):
+        found += call.args if isinstance(call.node, nodes.Getattr) else []
+    for filtered in tree.find_all(nodes.Filter):
+        found += filtered.args
+    texts = {node.value for node in found if isinstance(node, nodes.Const) and isinstance(node.value, str)}
+    return tuple(sorted(text for text in texts if re.search(r"[^\w\s]", text)))

@@ -22,6 +22,7 @@ from lion_lightning.references.base import AdapterOffReference, FrozenReference
 from lion_lightning.references.cached import CachedReference
 from lion_lightning.strategies import FSDP2Strategy
 from tests.distributed.ranks import run_ranks
+from tests.marks import exhaustive
 from tests.tiny import Rows, config, tokenizer_folder, trainer, trees
 
 pytestmark = pytest.mark.distributed
@@ -89,7 +90,7 @@ def one(folder: Path) -> dict[str, Any]:
     return fit_all(0, 1, folder, ("ddp",))["ddp"]
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=["two ranks", "four ranks"])
+@pytest.fixture(scope="module", params=[2, *exhaustive(4)], ids=["two ranks", "four ranks"])
 def several(request: pytest.FixtureRequest, folder: Path) -> list[dict[str, Any]]:
     return run_ranks(fit_all, folder, folder, tuple(STRATEGIES), world=request.param)
 

@@ -18,9 +18,8 @@ from tests.marks import exhaustive
 @pytest.mark.parametrize(
     ("parts", "peers"),
     [
-        (("machine", "parity", "dpo"), ["TRL", "TRL"]),  # speed and memory of a stage
-        (("grpo", "round"), ["TRL", "TRL", "bare generate"]),
-        *exhaustive((("sft",), ["TRL", "TRL"])),
+        (("machine", "parity", "dpo", "round"), ["TRL", "TRL", "bare generate"]),  # speed and memory of a stage
+        *exhaustive((("sft",), ["TRL", "TRL"]), (("grpo",), ["TRL", "TRL"])),  # test_tree_benchmarks.py runs GRPO's
     ],
 )
 def test_the_script_for_gpus_runs_whole_on_a_cpu(tmp_path: Path, parts: tuple[str, ...], peers: list[str]) -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak 
         pytest.param("SFT", "none", "auto", marks=pytest.mark.exhaustive),
         pytest.param("DPO", "full", "auto", marks=pytest.mark.slow),
         pytest.param("KTO", "none", "auto", marks=pytest.mark.exhaustive),
-        pytest.param("GRPO of four", "none", "auto", marks=pytest.mark.slow),
+        pytest.param("GRPO of four", "none", "auto", marks=pytest.mark.exhaustive),
         pytest.param("reward model", "none", "auto", marks=pytest.mark.exhaustive),
         pytest.param("SFT", "full", "ddp", marks=[pytest.mark.distributed, pytest.mark.exhaustive]),
         pytest.param("DPO", "none", "fsdp", marks=[pytest.mark.distributed, pytest.mark.exhaustive]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from lion_lightning.modules.reward import RewardModule
 from lion_lightning.types import Prompt
 from tests import tiny
 from tests.families import family
+from tests.marks import exhaustive
 
 MODEL = Path(os.environ.get("LION_SMOLLM2", "no-such-folder"))
 DATA = Path(__file__).resolve().parents[2].parent / "shared/data/gsm8k/example_model_solutions.jsonl"
@@ -70,7 +70,14 @@ def trained(config: dict[str, Any] | None, folder: Path, pairs: list[dict[str, A
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("name", "plain"), [("smollm2", False), *product(["llama", "qwen3", "gemma3_text"], [False, True])]
+    ("name", "plain"),
+    [
+        ("smollm2", False),
+        ("llama", True),
+        ("qwen3", False),
+        ("gemma3_text", False),
+        *exhaustive(("llama", False), ("qwen3", True), ("gemma3_text", True)),
+    ],
 )
 def test_equal_scores(name: str, plain: bool, tmp_path: Path) -> None:
     config = None if name == "smollm2" else family(name, max_position_embeddings=2048)

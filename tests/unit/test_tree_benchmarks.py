@@ -147,6 +147,7 @@ def tables(trees: ModuleType, table: str, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive  # test_trl_losses.py compares the losses of pairs, and the groups below the whole steps
 @pytest.mark.timeout(600)
 def test_all_pairs_of_ranked_answers_are_what_trl_trains(scripts: Any, tmp_path: Path) -> None:
     speed, memory, tokens = tables(scripts("trees"), "ranked", tmp_path).values()
