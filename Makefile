@@ -4,6 +4,8 @@ BIN := .venv/bin
 READY := .venv/ready
 PYTEST := $(BIN)/python -m pytest
 TWO := -n 2 --dist worksteal
+# Files with a test of a mark that few have: to collect all takes ten seconds.
+MARKED = $(shell grep -rlw --include='test_*.py' 'mark\.$(1)' tests)
 DEMO := runs/demo
 SEEDS ?= 1
 
@@ -32,7 +34,7 @@ slow: $(READY)  ## what takes long or starts processes: packaging, pipelines, ki
 	$(PYTEST) $(TWO) -m 'slow and not exhaustive and not distributed and not vllm and not gpu' --timeout 600
 
 distributed: $(READY)  ## two ranks and more, over gloo
-	$(PYTEST) -n 2 --dist loadfile -m 'distributed and not exhaustive and not vllm and not gpu' --timeout 300
+	$(PYTEST) -n 2 --dist loadfile -m 'distributed and not exhaustive and not vllm and not gpu' --timeout 300 $(call MARKED,$@)
 
 exhaustive: $(READY)  ## more cases of the kinds that the other tests show; CI runs them once a week
 	$(PYTEST) $(TWO) -m 'exhaustive and not vllm and not gpu' --timeout 900
@@ -65,7 +67,7 @@ vllm: vllm-setup  ## the tests with a real vLLM, in a separate environment
 ifeq ($(INSTALL_VLLM),)
 	@echo 'make vllm: no script to install vLLM with; name one: make vllm INSTALL_VLLM=script.sh'
 else
-	.venv-vllm/bin/python -m pytest -m 'vllm and not exhaustive' --timeout 600
+	.venv-vllm/bin/python -m pytest -m 'vllm and not exhaustive' --timeout 600 $(call MARKED,$@)
 endif
 
 lint: $(READY)  ## ruff's rules and its formatting
