@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from examples.meta_sft.languages import main as languages
 from lion_lightning.cli import main
@@ -40,6 +41,9 @@ def test_a_config_trains_resumes_within_an_epoch_and_names_what_is_wrong(
     assert fit("stopped", 4, "--ckpt_path=last") == 0
     whole, resumed = (weights(Path(run, "checkpoints", "last.ckpt")) for run in ("whole", "stopped"))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert main(["export", "whole/checkpoints/last.ckpt", "exported"]) == 0
+    exported = load_file("exported/model.safetensors")
+    assert torch.equal(exported["model.norm.weight"], whole["policy.model.model.norm.weight"])
     capsys.readouterr()
     assert fit("refused", 4, window=1) == 2
     assert "set trainer.accumulate_grad_batches to the number of inner steps plus one" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from examples.spdf.markov_chain import main as markov_chain
 from lion_lightning.cli import main
@@ -53,6 +54,8 @@ def test_a_config_prunes_resumes_within_an_epoch_and_keeps_its_masks(
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     matrix = whole["policy.model.model.layers.0.mlp.up_proj.weight"]
     assert int((matrix == 0).sum()) == 320 * 128 * 3 // 4
+    assert main(["export", "whole/checkpoints/last.ckpt", "exported"]) == 0
+    assert torch.equal(load_file("exported/model.safetensors")["model.layers.0.mlp.up_proj.weight"], matrix)
 
 
 def test_loaded_weights_need_a_word(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
