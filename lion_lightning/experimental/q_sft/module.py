@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -136,10 +137,9 @@ class QSFTModule(AlignmentModule):
         # The next state of a target is the one that the next target of its trajectory is predicted from.
         raw = torch.cat([self.gamma * best[1:], best[:1]])
         bounds = batch.target_bounds()
-        ends = [int(bounds[segment + 1]) - 1 for segment in batch.answers]  # each has a target
-        raw[torch.tensor(ends, dtype=torch.int64, device=raw.device)] = torch.tensor(
-            batch.values, dtype=torch.float32, device=raw.device
-        )
+        ends = torch.from_numpy(bounds[np.array(batch.answers, np.int64) + 1] - 1)  # each has a target
+        rewards = torch.from_numpy(np.array(batch.values, np.float32))
+        raw[ends.to(raw.device, non_blocking=True)] = rewards.to(raw.device, non_blocking=True)
         return raw.clamp(max=1.0), raw > 1
 
     def best_values(self, batch: PackedBatch) -> Tensor:

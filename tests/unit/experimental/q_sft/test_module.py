@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -150,6 +151,18 @@ def test_the_plan_and_the_summary_of_a_run_count_both_other_models(tokenizer: To
 def test_settings_out_of_range_are_one_line(tokenizer: TokenizerSpec, options: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line):
         made(tokenizer, **options)
+
+
+def test_a_behaviour_of_as_many_but_other_tokens_is_refused(tokenizer: TokenizerSpec, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    PolicySpec(config=tiny.shallow()).build().causal_lm.save_pretrained(tmp_path)
+    made(tokenizer, behaviour=str(tmp_path))  # a folder without a tokenizer says no more than its size
+    tiny.tokenizer_folder(tmp_path)
+    made(tokenizer, behaviour=str(tmp_path))
+    words = tmp_path / "tokenizer.json"
+    words.write_text(words.read_text().replace('"w3"', '"x3"'))
+    with pytest.raises(ValueError, match="has another vocabulary than the policy"):
+        made(tokenizer, behaviour=str(tmp_path))
 
 
 @pytest.mark.parametrize(
