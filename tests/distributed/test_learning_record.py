@@ -17,11 +17,16 @@ from lion_lightning.data.learning.record import RecordedLosses
 from lion_lightning.strategies import FSDP2Strategy
 from tests import tiny
 from tests.distributed.ranks import run_ranks
+from tests.marks import exhaustive
 from tests.unit.data.letters import byte_tokenizer
 
 pytestmark = [pytest.mark.distributed, pytest.mark.filterwarnings("ignore")]
 
-STRATEGIES: dict[str, Any] = {"ddp": lambda: "ddp", "fsdp2": FSDP2Strategy}
+STRATEGIES: dict[str, Any] = {
+    "ddp": lambda: "ddp",
+    "fsdp2": FSDP2Strategy,
+    "tensor parallel": lambda: FSDP2Strategy(tensor_parallel_size=2),
+}
 TEXTS = ["a short text", "another one", "the text that is split over all rows, so that its parts go to two ranks"]
 
 
@@ -46,7 +51,7 @@ def fit(rank: int, world: int, folder: Path, strategy: str) -> None:
             options = {"devices": world, "strategy": STRATEGIES[strategy]()} if world > 1 else {}
             trainer = tiny.trainer(
                 max_epochs=last,
-                accumulate_grad_batches=2 // world,
+                accumulate_grad_batches=2 if strategy in ("one process", "tensor parallel") else 1,
                 enable_checkpointing=True,
                 callbacks=[LearningRecord(), saver],
                 default_root_dir=folder / (strategy if world > 1 else "one") / name,
@@ -69,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("strategy", [*STRATEGIES])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", *exhaustive("tensor parallel")])
 def test_two_ranks_record_what_one_process_does(strategy: str, folder: Path, tmp_path: Path) -> None:
     run_ranks(fit, tmp_path, folder, strategy)
     one = RecordedLosses.read(folder / "one" / "whole" / "learning.arrow")
