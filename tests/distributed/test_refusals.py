@@ -90,9 +90,7 @@ REFUSED = {
         "do not divide the model's num_key_value_heads (1), ", shared, model=config(num_key_value_heads=1)
     ),
     "features": Case("intermediate_size (49), ", shared, model=config(intermediate_size=49)),
-    "rows": Case(
-        "2 ranks do not divide the model's rows of the embedding (101); choose", ModelParallelStrategy
-    ),  # its auto
+    "rows, by Lightning's own sizes": Case("do not divide the model's rows of the embedding", ModelParallelStrategy),
     "adapters": Case("policy.lora: tensor parallelism splits no adapters", shared, lora=LoRASpec(r=4)),
     "rounds": Case("OnPolicySampling: each rank samples answers of", shared, options={"callbacks": ROUNDS}),
     "processes": Case("tensor_parallel_size is 3, which does not divide the number of proc", lambda: shared(3)),

@@ -88,7 +88,8 @@ def _apply(model: PreTrainedModel, mesh: DeviceMesh, plan: dict[str, str]) -> No
     """Split weights and wrap forwards, by transformers: no public API of it, seen in 5.19; a test pins the version."""
     from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
-    apply_tensor_parallelism(model, mesh, plan)  # type: ignore[no-untyped-call]
+    model.tp_plan = plan  # no argument: 5.16 and 5.17 have none for it
+    apply_tensor_parallelism(model, mesh)  # type: ignore[no-untyped-call]
 
 
 def _replicate(module: nn.Module, mesh: DeviceMesh, gradient: Placement) -> None:
