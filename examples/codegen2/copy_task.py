@@ -1,7 +1,7 @@
 """Filling holes of files that say everything twice: causal training against CodeGen2's mixture and other forms.
 
-python -m examples.codegen2.copy_task                                # causal and spans, two minutes
-python -m examples.codegen2.copy_task --forms psm+spm prefix         # two more forms, two minutes
+python -m examples.codegen2.copy_task                           # causal and spans, two minutes
+python -m examples.codegen2.copy_task --forms psm+spm prefix    # two more forms, two minutes
 """
 
 from __future__ import annotations

@@ -321,6 +321,14 @@ def test_a_document_is_cut_into_a_prefix_and_what_follows(source: MakeSource, mo
     assert settings == {"class_path": "PrefixLM", "infill": None}
 
 
+def test_turns_with_a_weight_are_refused(tmp_path: Path, module: Make) -> None:
+    path = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2", "weight": 0.5}]
+    path.write_text(json.dumps({"messages": turns}) + "\n")
+    with pytest.raises(ValueError, match="a weight of its own, and mask: none trains all of it alike"):
+        ready(module([Source(str(path))]))
+
+
 def test_conversations_are_infilled_as_text(tmp_path: Path, module: Make) -> None:
     path = tmp_path / "chats.jsonl"
     rows = [{"question": f"{number} + 1?", "answer": str(number + 1)} for number in range(20)]
