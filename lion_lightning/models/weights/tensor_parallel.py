@@ -84,7 +84,7 @@ def _require_even(model: PreTrainedModel, ranks: int) -> None:
         )
 
 
-def _apply(model: PreTrainedModel, mesh: DeviceMesh, plan: dict[str, str]) -> None:
+def _apply(model: Any, mesh: DeviceMesh, plan: dict[str, str]) -> None:
     """Split weights and wrap forwards, by transformers: no public API of it, seen in 5.19; a test pins the version."""
     from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
