@@ -69,12 +69,9 @@ def make_files(count: int, seed: int) -> list[str]:
     return ["".join(half) * 2 for half in halves]
 
 
-def train(form: Form, files: Sequence[str], folder: Path, steps: int, seed: int) -> SFTModule:
-    """Train a Llama of 0.1M parameters."""
-    seed_everything(seed, verbose=False)
-    tokenizer = make_tokenizer()
-    tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
+def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """A Llama of 0.1M parameters."""
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=128,
@@ -86,27 +83,24 @@ def train(form: Form, files: Sequence[str], folder: Path, steps: int, seed: int)
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
     )
-    (folder / "files.jsonl").write_text("".join(json.dumps({"text": file}) + "\n" for file in files))
-    data = InfillDataModule(
-        [Source(str(folder / "files.jsonl"))],
-        tokenizer,
-        form.corruption,
-        share=form.share,
-        max_length=1024,
-        seed=seed,
-        cache_dir=folder / "cache",
-    )
+
+
+def train(form: Form, files: Sequence[str], folder: Path, steps: int, seed: int) -> SFTModule:
+    """Train a small model on one form."""
+    seed_everything(seed, verbose=False)
+    tokenizer, path = make_tokenizer(), folder / "files.jsonl"
+    tokenizer.save_pretrained(folder)
+    path.write_text("".join(json.dumps({"text": file}) + "\n" for file in files))
+    options: dict[str, Any] = {"share": form.share, "max_length": 1024, "seed": seed, "cache_dir": folder / "cache"}
+    data = InfillDataModule([Source(str(path))], tokenizer, form.corruption, **options)
     module = SFTModule(
-        PolicySpec(config=config.to_dict()),
+        PolicySpec(config=make_config(tokenizer).to_dict()),
         tokenizer={"path": str(folder)},
         optimizer=partial(torch.optim.AdamW, lr=5e-3, betas=(0.9, 0.95), weight_decay=0.0),
         lr_scheduler=partial(LinearWithWarmup, warmup=0.08),
     )
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = Trainer(
-        accelerator="cpu", max_steps=steps, gradient_clip_val=1.0, enable_progress_bar=steps > 200, **quiet
-    )
-    trainer.fit(module, data)
+    Trainer(accelerator="cpu", max_steps=steps, gradient_clip_val=1.0, **quiet).fit(module, data)
     return module
 
 

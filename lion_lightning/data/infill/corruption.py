@@ -54,7 +54,7 @@ class SpecialTokens(NamedTuple):
         """Look them up.
 
         Raises:
-            ValueError: One is not a token of the tokenizer, or it has no EOS.
+            ValueError: One is not a token of the tokenizer, or stands for something else, too; or it has no EOS.
         """
         known = tokenizer.get_vocab()
         if missing := [token for token in tokens if token not in known]:
@@ -66,6 +66,11 @@ class SpecialTokens(NamedTuple):
         if tokenizer.eos_token_id is None:
             raise ValueError(
                 "data.corruption ends a file with EOS, and the tokenizer has none; set tokenizer.eos_token"
+            )
+        ends = {tokenizer.bos_token, tokenizer.eos_token}
+        if len({*tokens, *ends}) < len(tokens) + len(ends):
+            raise ValueError(
+                f"data.corruption writes {', '.join(tokens)}; give it tokens that differ from each other, EOS and BOS"
             )
         own = np.array([known[token] for token in tokens], np.int32)
         return cls(own, tokenizer.bos_token_id, tokenizer.eos_token_id)

@@ -284,6 +284,14 @@ def test_missing_special_tokens_are_named(source: MakeSource, module: Make) -> N
         ready(data)
 
 
+@pytest.mark.parametrize(
+    "corruption", [FillInMiddle(end="<|im_end|>"), SpanInfill(spans=1, mask="<sep>")], ids=["EOS", "twice"]
+)
+def test_a_token_with_two_meanings_is_refused(source: MakeSource, module: Make, corruption: Any) -> None:
+    with pytest.raises(ValueError, match="give it tokens that differ from each other, EOS and BOS"):
+        ready(module([source(TEXTS)], corruption=corruption))
+
+
 def test_special_tokens_within_a_row_are_refused(source: MakeSource, module: Make) -> None:
     texts = [*TEXTS, "a file that quotes <eom>", "another"]
     with pytest.raises(ValueError, match=r"texts.jsonl:81: the row holds a special token of SpanInfill"):
