@@ -99,8 +99,9 @@ def train(form: Form, files: Sequence[str], folder: Path, steps: int, seed: int)
         optimizer=partial(torch.optim.AdamW, lr=5e-3, betas=(0.9, 0.95), weight_decay=0.0),
         lr_scheduler=partial(LinearWithWarmup, warmup=0.08),
     )
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    Trainer(accelerator="cpu", max_steps=steps, gradient_clip_val=1.0, **quiet).fit(module, data)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False)
+    trainer = Trainer(accelerator="cpu", max_steps=steps, gradient_clip_val=1.0, **quiet)  # type: ignore[arg-type]
+    trainer.fit(module, data)
     return module
 
 
