@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -87,16 +87,25 @@ def stages_of(run: BaseProcess) -> list[int]:
     ]
 
 
-def started() -> BaseProcess:
-    """A run that trains further than before."""
-    before, process = steps(), start(in_session, "log", main, ["run", "pipeline.yaml", "--no-report"])
-    wait_until(lambda: steps() > before, process)
-    return process
+@pytest.fixture
+def started() -> Iterator[Callable[[], BaseProcess]]:
+    """Starts a run, and returns when it trains further than before."""
+    runs = []
+
+    def begin() -> BaseProcess:
+        before, process = steps(), start(in_session, "log", main, ["run", "pipeline.yaml", "--no-report"])
+        runs.append(process)
+        wait_until(lambda: steps() > before, process)
+        return process
+
+    yield begin
+    for process in runs:
+        process.kill()  # where the test failed; its stage ends with it
 
 
 @pytest.mark.slow
 def test_a_run_that_is_stopped_stops_its_stage_and_goes_on_with_it(
-    folder: Path, capfd: pytest.CaptureFixture[str]
+    folder: Path, started: Callable[[], BaseProcess], capfd: pytest.CaptureFixture[str]
 ) -> None:
     process = started()
     assert main(["run", "pipeline.yaml"]) == 2
