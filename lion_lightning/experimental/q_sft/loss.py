@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lion_lightning.models.policy import PolicyModel
-from lion_lightning.types import PackedBatch, TokenLogps
+from lion_lightning.types import PackedBatch
 
 
 class ActionLogps(NamedTuple):
     """Log-probs at each target of a batch.
 
     Attributes:
-        tokens: Of the targets, ``(targets,)``.
-        rest: ``(targets,)`` fp32 log-prob that what is left of the label is worth; differentiable.
+        actions: ``(targets,)`` fp32 log-prob of each target; differentiable.
+        rest: ``(targets,)`` log-prob that what is left of its label is worth.
     """
 
-    tokens: TokenLogps
+    actions: Tensor
     rest: Tensor
 
 
@@ -43,15 +43,14 @@ class QSFTLoss(nn.Module, ABC):
         """Log-probs of a batch, within the forward pass: a :data:`~lion_lightning.models.policy.Read`."""
 
     @override
-    def forward(self, logps: Tensor, rest: Tensor, q: Tensor) -> Tensor:
+    def forward(self, logps: ActionLogps, q: Tensor) -> Tensor:
         """``(targets,)`` loss of each target.
 
         Args:
-            logps: ``(targets,)`` log-probs of the actions.
-            rest: ``(targets,)`` as of :class:`ActionLogps`.
+            logps: What :meth:`read` gave.
             q: ``(targets,)`` value of each action, from 0 to 1.
         """
-        return -(q * logps + (1 - q) * rest)
+        return -(q * logps.actions + (1 - q) * logps.rest)
 
 
 class UniformRest(QSFTLoss):
@@ -71,14 +70,14 @@ class UniformRest(QSFTLoss):
     @override
     def read(self, policy: PolicyModel, hidden: Tensor, batch: PackedBatch) -> ActionLogps:
         weight, bias = policy.head()
-        logps, states, targets = policy.logps(hidden, batch), hidden[batch.logit_positions], batch.targets
+        logps, states, targets = policy.logps(hidden, batch).values, hidden[batch.logit_positions], batch.targets
         # The mean logit over the vocabulary, less that of the target: of weights, without the logits of the others.
         gaps = (states.float() * (weight.mean(0, dtype=torch.float32) - weight[targets].float())).sum(-1)
         if bias is not None:
             gaps = gaps + bias.mean(dtype=torch.float32) - bias[targets].float()
         number = len(weight)
         # sum_{v != a} log p(v) / (V - 1) = log p(a) + (mean_v z(v) - z(a)) V / (V - 1)
-        return ActionLogps(logps, logps.values + policy.transform.scale * gaps * number / (number - 1))
+        return ActionLogps(logps, logps + policy.transform.scale * gaps * number / (number - 1))
 
 
 class DummyRest(QSFTLoss):
@@ -111,5 +110,4 @@ class DummyRest(QSFTLoss):
         places, actions = batch.logit_positions, batch.targets
         dummies = torch.full_like(actions, self.token_id)
         both = replace(batch, logit_positions=torch.cat([places, places]), targets=torch.cat([actions, dummies]))
-        logps, number = policy.logps(hidden, both), len(actions)
-        return ActionLogps(TokenLogps(logps.values[:number]), logps.values[number:])
+        return ActionLogps(*torch.tensor_split(policy.logps(hidden, both).values, 2))

@@ -126,7 +126,7 @@ class QSFTModule(AlignmentModule):
     def compute_loss(self, batch: PackedBatch) -> LossOutput:
         q, clipped = self.targets(batch)
         logps: ActionLogps = self.policy_model(batch, self.loss.read)
-        losses = self.loss(logps.tokens.values, logps.rest, q)
+        losses = self.loss(logps, q)
         metrics = {"q/target": q.sum(), "q/clipped": clipped.sum()}
         return LossOutput(losses.sum(), torch.full((), len(losses), device=losses.device), metrics)
 

@@ -38,7 +38,7 @@ def losses(loss: QSFTLoss, logits: Tensor, actions: list[int], q: list[float]) -
         torch.zeros(number), torch.zeros(number), (), torch.arange(number), torch.tensor(actions), torch.zeros(number)
     )
     read = loss.read(policy, logits, batch)
-    return loss.forward(read.tokens.values, read.rest, torch.tensor(q))
+    return loss.forward(read, torch.tensor(q))
 
 
 BOTH = pytest.mark.parametrize("loss", [UniformRest(), DummyRest(4)], ids=["uniform", "dummy"])
@@ -71,7 +71,7 @@ def test_a_value_of_0_is_the_mean_of_the_other_tokens() -> None:
 def test_a_value_of_1_is_sft_to_the_gradient_of_every_weight(loss: QSFTLoss) -> None:
     model, batch = tiny.policy(), tiny.row()
     read = model(batch, loss.read)
-    mine = tiny.gradients(model, loss(read.tokens.values, read.rest, torch.ones(len(batch.targets))))
+    mine = tiny.gradients(model, loss(read, torch.ones(len(batch.targets))))
     plain = tiny.gradients(model, -model(batch).values)
     assert mine.keys() == plain.keys()
     for name, gradient in plain.items():
@@ -88,7 +88,7 @@ def test_the_rest_is_read_of_any_model_without_a_table_of_logits(changes: dict[s
     dummy = model(batch, DummyRest(2).read)
     torch.testing.assert_close(dummy.rest, table[:, 2], rtol=1e-4, atol=1e-4)
     for read in (uniform, dummy):
-        torch.testing.assert_close(read.tokens.values, mine, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(read.actions, mine, rtol=1e-4, atol=1e-4)
 
 
 def test_the_optimum_of_the_uniform_rest_leaks_and_that_of_the_dummy_is_behaviour_times_value() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import SGD
 
 from lion_lightning.callbacks.startup import summarize
-from lion_lightning.experimental.q_sft import DummyRest, QSFTModule
+from lion_lightning.experimental.q_sft import DummyRest, QSFTLoss, QSFTModule
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
@@ -115,8 +115,9 @@ def test_the_target_network_follows_after_each_step_and_the_behaviour_stays(
     assert all(torch.equal(p, before[1][name]) for name, p in behaviour.named_parameters())
 
 
-def test_a_rank_without_rows_keeps_step(tokenizer: TokenizerSpec) -> None:
-    module, none = made(tokenizer), TREES.without_targets()
+@pytest.mark.parametrize("loss", [None, DummyRest(2)], ids=["uniform", "dummy"])
+def test_a_rank_without_rows_keeps_step(tokenizer: TokenizerSpec, loss: QSFTLoss | None) -> None:
+    module, none = made(tokenizer, loss=loss), TREES.without_targets()
     module.require_kind(none)
     output = module.compute_loss(none)
     assert output.total == 0
