@@ -21,7 +21,7 @@ from memory import COMMON, HEADER, SHAPES, SIZES, Case, Found, compare, rows, wr
 SHAPE = "SmolLM2-135M's shape"
 SHAPES[SHAPE] = COMMON | {"vocab_size": 49152, "tie_word_embeddings": True}
 SHAPES[SHAPE] |= dict(zip(SIZES, (576, 30, 9, 3, 1536), strict=True))
-LENGTHS = 64, 1024
+LENGTHS = 64, 512
 CASES = [
     Case(SHAPE, tokens=tokens, optimizer=optimizer, fused=fused, clipped=clipped)
     for tokens in LENGTHS

@@ -65,12 +65,11 @@ class FusedBackward(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the gradients over, now that a checkpoint was read."""
         assert isinstance(pl_module, AlignmentModule)
-        if len(trainer.optimizers) != 1 or isinstance(pl_module.gradients, FusedGradients):
+        if isinstance(pl_module.gradients, FusedGradients):
             raise MisconfigurationException(
-                f"FusedBackward: there is to be one of it and one optimizer, and there are {len(trainer.optimizers)} "
-                "optimizers; take one out of trainer.callbacks, or leave the callback out"
+                "FusedBackward is twice in trainer.callbacks, where each would step the weights; name it once"
             )
-        (optimizer,) = trainer.optimizers
+        (optimizer,) = trainer.optimizers  # Lightning wants manual optimization for more, which was refused
         require_stepped_alone(optimizer)
         pl_module.gradients = FusedGradients(optimizer, trainer.strategy, self.clip_norm, self.clip_value)
 
@@ -236,7 +235,8 @@ def require_own_module(module: LightningModule) -> None:
     if not isinstance(module, AlignmentModule) or not module.automatic_optimization:
         raise MisconfigurationException(
             f"FusedBackward: {type(module).__name__} is no AlignmentModule of lion_lightning with automatic "
-            "optimization, which alone know a step's number of items before its backward pass; take the callback out"
+            "optimization and one optimizer, whose loss is divided by the step's items before the backward pass; take "
+            "the callback out of trainer.callbacks"
         )
     if module.policy_spec.trainable_rows is not None:
         raise MisconfigurationException(

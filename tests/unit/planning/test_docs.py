@@ -19,6 +19,17 @@ def test_the_page_has_the_measured_table() -> None:
     assert PAGE[start : start + len(table)] == table
 
 
+def test_the_page_of_steps_within_the_backward_pass_has_its_table() -> None:
+    memory = benchmark("memory")
+    page = (ROOT / "docs" / "systems" / "collie.md").read_text().splitlines()
+    figures = json.loads((ROOT / "benchmarks" / "results" / "fused_backward.json").read_text())
+    table = [*memory.HEADER, *memory.rows(figures)]
+    start = page.index(table[0])
+    assert page[start : start + len(table)] == table
+    for figure in figures:
+        assert figure["estimated"] == pytest.approx(figure["measured"], rel=0.15), figure
+
+
 def test_every_measured_peak_is_met_within_15_percent() -> None:
     assert {figure["strategy"] for figure in FIGURES} == {"auto", "ddp", "fsdp"}
     for figure in FIGURES:

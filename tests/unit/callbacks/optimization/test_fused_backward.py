@@ -320,7 +320,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "accumulation later": ("accumulate_grad_batches is 4", {"callbacks": [FusedBackward(), scheduled()]}, {}),
     "clipping": ("gradient_clip_val is 0.5, and the trainer finds no", {"gradient_clip_val": 0.5}, {}),
     "fp16": ("under trainer.precision: 16-mixed a step whose gradient overflows", {"plugins": HALF}, {}),
-    "twice": ("there is to be one of it and one optimizer", {"callbacks": [FusedBackward(), FusedBackward()]}, {}),
+    "twice": ("FusedBackward is twice in trainer.callbacks", {"callbacks": [FusedBackward(), FusedBackward()]}, {}),
     "rows": ("policy.trainable_rows masks the gradient after", {}, {"spec": {"trainable_rows": [3, 4]}}),
     "counts": ("CountsInTheGroup changes step of its parameter group", {}, {"optimizer": CountsInTheGroup}),
 }
