@@ -40,7 +40,7 @@ def split_layers(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     _require_even(model, mesh.size())
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
-        for name, parameter in module._parameters.items():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             owners.setdefault(id(parameter), []).append((module, name))
     _apply(model, mesh, {name: style for name, style in plan.items() if style in SPLIT})
     for path, module in model.named_modules():
@@ -76,9 +76,8 @@ def _pattern(path: str) -> str:
 def _require_even(model: PreTrainedModel, ranks: int) -> None:
     config = model.config.get_text_config()
     names = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-    sizes = {name: getattr(config, name, None) or ranks for name in names}
-    sizes["rows of the embedding"] = vocabulary_rows(model)
-    if uneven := [f"{name} ({size})" for name, size in sizes.items() if size % ranks]:
+    sizes = {name: getattr(config, name, None) for name in names} | {"rows of the embedding": vocabulary_rows(model)}
+    if uneven := [f"{name} ({size})" for name, size in sizes.items() if isinstance(size, int) and size % ranks]:
         raise ValueError(
             f"tensor_parallel_size: {ranks} ranks do not divide the model's {', '.join(uneven)}; choose another number"
         )

@@ -313,3 +313,5 @@ def test_four_bits_are_not_sharded() -> None:
 def test_a_strategy_that_is_not_known_is_said() -> None:
     with pytest.raises(ValueError, match="the memory of object cannot be estimated"):
         placements(object(), 2)
+    with pytest.raises(ValueError, match="memory under tensor parallelism cannot be estimated"):
+        placements(FSDP2Strategy(tensor_parallel_size=2), 2)
