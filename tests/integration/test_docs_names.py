@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 
 from lion_lightning import (
     DPOModule,
+    InfillDataModule,
     LoRASpec,
     OnlineDPOModule,
     OnPolicyDataModule,
@@ -34,7 +35,7 @@ PAGES = [
 FOLDERS = "benchmarks|callbacks|configs|docs|examples|lion_lightning|tests"
 SECTIONS: dict[str, tuple[type, ...]] = {
     "trainer": (Trainer,),
-    "data": (SFTDataModule, PreferenceDataModule, OnPolicyDataModule),
+    "data": (SFTDataModule, InfillDataModule, PreferenceDataModule, OnPolicyDataModule),
     "model": (SFTModule, DPOModule, OnlineDPOModule),
     "policy": (PolicySpec,),
     "tokenizer": (TokenizerSpec,),
