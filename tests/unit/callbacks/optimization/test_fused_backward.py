@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from lion_lightning.modules import CosineWithWarmup, DPOModule, SFTModule
 from lion_lightning.modules.optimization.gradients import StepGradients
 from lion_lightning.ops.logprobs import LOGITS_PER_TILE
 from lion_lightning.optim.adalomo import AdaLomo
+from lion_lightning.strategies import FSDP2Strategy
 from lion_lightning.types import Sample, SampleSegment
 from tests.distributed.fsdp1 import FSDPOnCPU
 from tests.marks import exhaustive
@@ -340,6 +342,13 @@ def test_strategies_that_sum_gradients_later_are_refused(tokenizer: TokenizerSpe
         run = trainer(strategy=strategy, devices=2)
         with pytest.raises(MisconfigurationException, match=f"under {name} a gradient is not yet summed over the rank"):
             FusedBackward().setup(run, module(tokenizer), "fit")
+
+
+def test_tensor_parallelism_is_refused(tokenizer: TokenizerSpec) -> None:
+    strategy = FSDP2Strategy()
+    strategy._device_mesh = {"tensor_parallel": SimpleNamespace(size=lambda: 2)}  # type: ignore[assignment]
+    with pytest.raises(MisconfigurationException, match="tensor_parallel_size is 2, which it does not know"):
+        FusedBackward().setup(trainer(strategy=strategy, devices=2), module(tokenizer), "fit")
 
 
 def test_an_optimizer_that_needs_a_closure_is_refused() -> None:
