@@ -46,15 +46,6 @@ def _run(environment: dict[str, str], function: Callable[..., Any], arguments: t
     sys.exit(function(*arguments))
 
 
-def in_session(log: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a session of its own, as a shell starts a command, with what it prints in a file."""
-    os.setsid()
-    with open(log, "wb") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    return function(*arguments)
-
-
 def set_environment(environment: dict[str, str]) -> None:
     """Give a forked process the environment of the test that started it; it has that of the first such test."""
     os.environ.clear()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,6 @@ from lion_lightning.tools.pipeline.plan import read_plan
 from lion_lightning.tools.pipeline.run import Runner
 from lion_lightning.tools.pipeline.stage import begin, exported, finish, require_start
 from tests.demo import copy_demo
-from tests.processes import in_session, start
 
 ROOT = Path(__file__).parents[2]
 BAD_NAMES = [
@@ -303,15 +304,15 @@ def test_a_killed_stage_goes_on_and_ends_at_the_same_weights(folder: Path) -> No
 
 
 def kill_after_a_checkpoint(stage: Path) -> None:
-    process = start(in_session, "log", main, ["run", "pipeline.yaml", "--no-report"])
+    command = [sys.executable, "-m", "lion_lightning", "run", "pipeline.yaml", "--no-report"]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 100
     while not (stage / "checkpoints" / "last.ckpt").exists():
-        assert process.is_alive(), "it ended before it was killed"
+        assert process.poll() is None, "it ended before it was killed"
         assert time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.05)
-    assert process.pid
     os.killpg(process.pid, signal.SIGKILL)
-    process.join()
+    process.wait()
     assert not exported(stage)
 
 

@@ -9,8 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ import yaml
 from lion_lightning.cli import main
 from lion_lightning.tools.pipeline.run import Runner, stop
 from tests import tiny
-from tests.processes import in_session, start
 
 STAGE = {
     "model": {
@@ -55,20 +53,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def wait_until(reached: Callable[[], Any], process: BaseProcess | None = None) -> None:
+def start() -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lion_lightning", "run", "pipeline.yaml", "--no-report"]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def wait_until(reached: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> None:
     deadline = time.monotonic() + 120
     while not reached():
-        assert process is None or process.is_alive(), Path("log").read_text()
+        assert process is None or process.poll() is None, process.stdout and process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def output(process: BaseProcess) -> str:
-    """All that a run and its stage have said, once they ended."""
-    process.join(60)
-    assert process.exitcode is not None
-    wait_until(lambda: not stages_of(process))
-    return Path("log").read_text()
 
 
 def steps() -> int:
@@ -77,55 +74,46 @@ def steps() -> int:
     return max(found, default=0)
 
 
-def stages_of(run: BaseProcess) -> list[int]:
+def stages_of(run: int) -> list[int]:
     found = subprocess.run(["ps", "-eo", "pid=,sid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in found.splitlines()]
     return [
-        int(pid)
-        for pid, session, command in rows
-        if int(session) == run.pid and "lion_lightning.tools.pipeline" in command
+        int(pid) for pid, session, command in rows if int(session) == run and "lion_lightning.tools.pipeline" in command
     ]
 
 
-@pytest.fixture
-def started() -> Iterator[Callable[[], BaseProcess]]:
-    """Starts a run, and returns when it trains further than before."""
-    runs = []
-
-    def begin() -> BaseProcess:
-        before, process = steps(), start(in_session, "log", main, ["run", "pipeline.yaml", "--no-report"])
-        runs.append(process)
-        wait_until(lambda: steps() > before, process)
-        return process
-
-    yield begin
-    for process in runs:
-        process.kill()  # where the test failed; its stage ends with it
+def stopped(signum: int, whole_group: bool = False) -> tuple[int, str]:
+    """Start the run, wait until it trains further than before, and send it a signal."""
+    before, process = steps(), start()
+    wait_until(lambda: steps() > before, process)
+    (os.killpg if whole_group else os.kill)(process.pid, signum)
+    text, _ = process.communicate(timeout=60)
+    wait_until(lambda: not stages_of(process.pid))
+    return process.returncode, text
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_stops_its_stage_and_goes_on_with_it(
-    folder: Path, started: Callable[[], BaseProcess], capfd: pytest.CaptureFixture[str]
-) -> None:
-    process = started()
-    assert main(["run", "pipeline.yaml"]) == 2
-    error = capfd.readouterr().err
-    assert error.startswith(f"lion: error: runs: `lion run` is using this folder (process {process.pid} on ")
-    assert len(error.splitlines()) == 1
-    (stage,) = stages_of(process)
+def test_a_run_that_is_stopped_stops_its_stage_and_goes_on_with_it(folder: Path) -> None:
+    process = start()
+    wait_until(steps, process)
+    second = subprocess.run(
+        [sys.executable, "-m", "lion_lightning", "run", "pipeline.yaml"], capture_output=True, text=True, check=False
+    )
+    assert second.returncode == 2
+    assert second.stderr.startswith(f"lion: error: runs: `lion run` is using this folder (process {process.pid} on ")
+    assert len(second.stderr.splitlines()) == 1
+    (stage,) = stages_of(process.pid)
     os.kill(stage, signal.SIGTERM)  # of a stage alone: the run says so, and begins no other
-    assert "runs: stopped; run the same command again to go on from there" in output(process)
-    assert process.exitcode == 143
-    for signum, send, code in [
-        (signal.SIGTERM, os.kill, 143),
-        (signal.SIGINT, os.killpg, 130),
-        (signal.SIGKILL, os.kill, -9),
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "runs: stopped; run the same command again to go on from there" in text
+    for signum, group, code in [
+        (signal.SIGTERM, False, 143),
+        (signal.SIGINT, True, 130),
+        (signal.SIGKILL, False, -9),
     ]:
-        process = started()
-        assert process.pid
-        send(process.pid, signum)
-        text = output(process)
-        assert process.exitcode == code, text
+        returned, text = stopped(signum, group)
+        assert returned == code, text
         assert "Traceback" not in text
         assert text.count("stopped by") == (0 if code == -9 else 1)
     assert not Path("runs/two").exists()
