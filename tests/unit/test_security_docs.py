@@ -55,6 +55,7 @@ ALLOWED = {
     "models/checkpoints/folders.py": {"unpickles": "classes that torch writes there, and no others"},
 }
 OWN = {
+    "callbacks/monitors/peak_memory.py": "the kernel's account of the process",
     "tools/train/metrics_log.py": "the log that the same process writes",
     "tools/pipeline/status.py": "the log of a stage that it started, shown through printable()",
     "tools/models/check.py": "the tiny model that the same process has saved",
