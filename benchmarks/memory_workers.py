@@ -94,7 +94,7 @@ def _module(job: dict[str, Any]) -> Any:
     from lion_lightning.models.spec import PolicySpec
     from lion_lightning.models.tokenizer import TokenizerSpec
     from lion_lightning.modules import DPOModule, GroupModule, KTOModule, RewardModule, SFTModule
-    from lion_lightning.optim.adalomo import AdaLomo
+    from lion_lightning.optim import AdaLomo
     from lion_lightning.references.base import AdapterOffReference, FrozenReference
 
     lora = LoRASpec() if job["lora"] else None

@@ -144,12 +144,10 @@ def _shown(value: Any) -> Any:
 
 def _models(module: LightningModule) -> dict[str, Section]:
     """The policy, and the references if there are any."""
-    references = [
-        part
-        for name, part in module.named_children()
-        if name == "reference"
-        or isinstance(part, FrozenReference)  # others are caches that modules keep for themselves
-    ]
+    references = []
+    for name, part in module.named_children():
+        if name == "reference" or isinstance(part, FrozenReference):  # others are caches that modules keep
+            references.append(part)
     compared: list[Tensor] = []
     inside: set[int] = set()  # the models in them
     for part in references:

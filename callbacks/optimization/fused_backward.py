@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lion_lightning.distributed.replicas import sum_over_replicas
+from lion_lightning.distributed.replicas import sum_over_replicas, tensor_parallel_size
 from lion_lightning.errors import first_line
 from lion_lightning.models.weights.dtensor import to_local
 from lion_lightning.modules.base import AlignmentModule
@@ -28,7 +28,7 @@ class FusedBackward(Callback):
     """Steps each parameter as soon as the backward pass has its gradient, which is then let go.
 
     So gradients are never held as a whole, only those that the pass is at. This is LOMO (arXiv 2306.09782) where the
-    optimizer is ``torch.optim.SGD``, AdaLomo (arXiv 2310.10195) with :class:`~lion_lightning.optim.adalomo.AdaLomo`,
+    optimizer is ``torch.optim.SGD``, AdaLomo (arXiv 2310.10195) with :class:`~lion_lightning.optim.AdaLomo`,
     and it serves any optimizer that steps a parameter by its own gradient and state. Schedules, checkpoints and logged
     metrics stay as they are. For one device, or FSDP2.
 
@@ -202,10 +202,10 @@ def refuse_partial_gradients(trainer: Trainer) -> None:
             "stepped, so that ranks would drift apart; use one device, or trainer.strategy: "
             "lion_lightning.strategies.FSDP2Strategy"
         )
-    if isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
+    if (size := tensor_parallel_size(strategy)) > 1:
         raise MisconfigurationException(
-            f"FusedBackward: {name}.tensor_parallel_size is {strategy.device_mesh['tensor_parallel'].size()}, which "
-            "it does not know of; set it to 1, so that FSDP2 splits the model over all devices"
+            f"FusedBackward: {name}.tensor_parallel_size is {size}, which it does not know of; set it to 1, so that "
+            "FSDP2 splits the model over all devices"
         )
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         raise MisconfigurationException(
@@ -258,7 +258,7 @@ def require_stepped_alone(optimizer: Optimizer) -> None:
         except Exception as error:  # of closures that are missing, or of whatever it expects to find
             raise MisconfigurationException(
                 f"FusedBackward: {name} cannot step one parameter alone ({first_line(error)}); set model.optimizer to "
-                "one that can, as torch.optim.AdamW, torch.optim.SGD or lion_lightning.optim.adalomo.AdaLomo"
+                "one that can, as torch.optim.AdamW, torch.optim.SGD or lion_lightning.optim.AdaLomo"
             ) from error
         finally:
             optimizer.state.pop(number, None)

@@ -19,7 +19,7 @@ from torch.optim import SGD, AdamW
 from lion_lightning import PolicySpec, SFTDataModule, SFTModule, Source
 from lion_lightning.callbacks import FusedBackward
 from lion_lightning.modules import CosineWithWarmup
-from lion_lightning.optim.adalomo import AdaLomo
+from lion_lightning.optim import AdaLomo
 from lion_lightning.tools.demo import write_demo
 
 # AdamW's rate is the best of four for another seed; the others were not searched.

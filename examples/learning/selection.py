@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -35,7 +35,7 @@ SELECTIONS: dict[str, dict[str, Any]] = {
     "earliest": {"keep": "earliest"},
 }
 WRONG, SHARE, HELD_OUT = 0.05, 0.25, 330
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 class Trained(NamedTuple):
@@ -46,7 +46,7 @@ class Trained(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, list[float]]:
-    """Run the demonstration; all figures by name, one for each seed."""
+    """Run the demonstration; all metrics by name, one for each seed."""
     parser = argparse.ArgumentParser(prog="python -m examples.learning.selection", description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, default=2000, help="right rows (2000)")
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, list[float]]:
     return found
 
 
-def one_seed(folder: Path, seed: int, rows: int, epochs: int) -> Figures:
+def one_seed(folder: Path, seed: int, rows: int, epochs: int) -> Metrics:
     """Record three epochs on all rows, then train on each selection of a quarter of them."""
     held_out = write_task(folder, seed, rows)
     fit = partial(train, folder, seed)
@@ -133,17 +133,17 @@ def train(
     trainer.fit(module, datamodule=data)
     assert data.train_mixture is not None
     documents = data.train_mixture.documents
-    return Trained(module, lines_of(documents.where(number) for number in range(len(documents))))
+    return Trained(module, {line_of(documents.where(number)) for number in range(len(documents))})
 
 
-def lines_of(places: Iterable[str]) -> set[int]:
-    """Lines of a file, from 0."""
-    return {int(place.rpartition(":")[2]) - 1 for place in places}
+def line_of(place: str) -> int:
+    """Line of a file, from 0."""
+    return int(place.rpartition(":")[2]) - 1
 
 
-def what_was_learnt(losses: RecordedLosses, rows: int) -> Figures:
+def what_was_learnt(losses: RecordedLosses, rows: int) -> Metrics:
     """Mean learning percentage of each family, and the share of wrong rows among as many as there are, by each sign."""
-    lines = np.array([int(place.rpartition(":")[2]) - 1 for place in losses.places])
+    lines = np.array([line_of(place) for place in losses.places])
     exact, approximate = learning_percentages(losses), learning_percentages(losses, approximate=True)
     wrong, families = lines >= rows, np.array(list(FAMILIES))
     kinds = families[np.where(wrong, lines - rows, lines) % len(families)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
@@ -31,5 +31,9 @@ def sum_over_replicas(values: Tensor, strategy: Strategy) -> Tensor:
     group = None
     if isinstance(strategy, ModelParallelStrategy):
         group = strategy.device_mesh["data_parallel"].get_group()
-    total: Any = strategy.reduce(values, group=group, reduce_op="sum")
-    return total  # type: ignore[no-any-return]
+    return cast(Tensor, strategy.reduce(values, group=group, reduce_op="sum"))
+
+
+def tensor_parallel_size(strategy: Strategy) -> int:
+    """Ranks that share each layer's work; 1 without tensor parallelism."""
+    return strategy.device_mesh["tensor_parallel"].size() if isinstance(strategy, ModelParallelStrategy) else 1

@@ -186,19 +186,19 @@ class RowLayout:
         return tuple(self._varlen_index(is_causal, found, sinks) for is_causal, found in kinds.items() if found)
 
     def _varlen_index(self, is_causal: bool, accesses: list[SegmentAccess], sinks: int) -> VarlenIndex:
-        whole = len(accesses) == len(self.segments)
+        all_segments = len(accesses) == len(self.segments)
         spans: list[slice] = []  # of the keys of all segments
         counts: list[int] = []  # of each
         for access in accesses:
             own = [slice(0, sinks), *(slice(span.start + sinks, span.stop + sinks) for span in access.keys)]
             spans += own
             counts.append(sum(span.stop - span.start for span in own))
-        as_it_is = whole and not sinks and all(len(access.keys) == 1 for access in accesses)
+        as_it_is = all_segments and not sinks and all(len(access.keys) == 1 for access in accesses)
         queries = [access.queries for access in accesses]
         lengths = [span.stop - span.start for span in queries]
         return VarlenIndex(
             is_causal=is_causal,
-            queries=None if whole else _positions(queries).to(self.device, non_blocking=True),
+            queries=None if all_segments else _positions(queries).to(self.device, non_blocking=True),
             keys=None if as_it_is else _positions(spans).to(self.device, non_blocking=True),
             cu_queries=self._cumulative(lengths),
             cu_keys=self._cumulative(counts),

@@ -77,7 +77,8 @@ def token_logps(
 
 def vocabulary_part(weight: DTensor) -> VocabularyPart | None:
     """This rank's part of a head; None where each rank has all of it."""
-    (placement,), mesh = weight.placements, weight.device_mesh
+    mesh = weight.device_mesh
+    (placement,) = weight.placements
     if placement.is_replicate():
         return None
     return VocabularyPart(mesh.get_group(), mesh.get_local_rank() * (weight.shape[0] // mesh.size()))

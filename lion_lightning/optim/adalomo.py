@@ -31,7 +31,7 @@ class AdaLomo(Optimizer):
     - ``rate = lr max(1e-3, RMS(p))``, and ``p = (1 - rate weight_decay) p - rate u``.
 
     Of tensors with more dimensions the last two are factored. All is computed in fp32 and written back in the weight's
-    dtype: of weights in bf16 a step below half of their precision is lost. Sharded weights (DTensors) give what whole
+    dtype: of weights in bf16 a step below half of their precision is lost. Sharded weights (DTensors) give what full
     ones give. Under :class:`~lion_lightning.callbacks.optimization.fused_backward.FusedBackward` the gradients are
     never held as a whole, as the paper means it; without, it steps like any optimizer.
 
@@ -128,8 +128,8 @@ def _mean(tensor: Tensor, dim: int) -> Tensor:
     """Mean over a dimension, which may be split unevenly over ranks: their sums are added up before the division."""
     total = tensor.sum(dim)
     if isinstance(total, DTensor):
-        whole = [Replicate() if isinstance(each, Partial) else each for each in total.placements]
-        total = total.redistribute(placements=whole)
+        summed = [Replicate() if isinstance(each, Partial) else each for each in total.placements]
+        total = total.redistribute(placements=summed)
     return total / tensor.shape[dim]
 
 

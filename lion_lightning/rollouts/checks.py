@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lion_lightning.data.formats.pairing import Pairing
 from lion_lightning.data.on_policy import RoundDataModule
-from lion_lightning.distributed.replicas import Replica
+from lion_lightning.distributed.replicas import tensor_parallel_size
 from lion_lightning.judges.base import Judge
 from lion_lightning.rollouts.prompts.curriculum import Curriculum
 from lion_lightning.rollouts.rewards.shaping import RewardShaping
@@ -51,7 +51,7 @@ def require_on_policy(trainer: Trainer, module: LightningModule) -> RoundDataMod
 
 def refuse_tensor_parallelism(trainer: Trainer) -> None:
     """Refuse ranks that share a layer and so run the same rows, where each is to sample answers of its own."""
-    if Replica.of(trainer.strategy).size < trainer.world_size:
+    if tensor_parallel_size(trainer.strategy) > 1:
         raise MisconfigurationException(
             "OnPolicySampling: each rank samples answers of its own, which ranks that share layers cannot; leave "
             "tensor_parallel_size at 1"

@@ -18,7 +18,7 @@ from lion_lightning.models.spec import PolicySpec
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.models.weights.dtensor import to_full
 from lion_lightning.modules import SFTModule
-from lion_lightning.optim.adalomo import AdaLomo
+from lion_lightning.optim import AdaLomo
 from lion_lightning.strategies import FSDP2Strategy
 from tests.distributed.ranks import run_ranks
 from tests.tiny import Rows, config, merge, row, tokenizer_folder, trainer

@@ -17,7 +17,7 @@ from torch.optim import SGD
 from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
 from lion_lightning.callbacks import FusedBackward, Provenance
 from lion_lightning.cli import main
-from lion_lightning.optim.adalomo import AdaLomo
+from lion_lightning.optim import AdaLomo
 from lion_lightning.tools.train.lightning_cli import build_cli
 from tests import tiny
 

@@ -1,4 +1,4 @@
-"""Learning percentages: the share of its whole learning that a document makes in the first epoch (arXiv 2402.10430)."""
+"""Learning percentages: the share of a document's learning that the first epoch makes (arXiv 2402.10430)."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def learning_percentages(losses: RecordedLosses, approximate: bool = False) -> F
         means = losses.nll / losses.targets  # (moments, documents), ln P
         found: Floats = -np.expm1(means[1] - means[0])  # (P_0 - P_1) / P_0
         if not approximate:
-            whole = -np.expm1(means[-1] - means[0])  # (P_0 - P_n) / P_0
-            trained &= whole != 0
-            found = found / whole
+            learned = -np.expm1(means[-1] - means[0])  # (P_0 - P_n) / P_0
+            trained &= learned != 0
+            found = found / learned
     wrong = np.flatnonzero(trained & ~np.isfinite(found))
     if len(wrong):
         raise ValueError(

@@ -236,7 +236,8 @@ class StreamLoader:
 
     def _rows(self, feed: BlockFeed, window: Mapping[str, Any]) -> Iterator[PackedRow]:
         """All rows from the start of a window on; a window's start is kept for states when its first row comes."""
-        writes, epoch = self.rank == 0, self.epoch if self.shuffle else 0
+        writes = self.rank == 0
+        epoch = self.epoch if self.shuffle else 0
         seed = [self.seed, epoch] if self.shuffle else [self.seed]
         for path in self.streamed.bad_rows() if writes and window["number"] == 0 else ():
             path.unlink(missing_ok=True)  # of an earlier run

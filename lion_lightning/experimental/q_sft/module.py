@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from typing_extensions import override
 
+from lion_lightning.distributed.replicas import tensor_parallel_size
 from lion_lightning.experimental.q_sft.log_ratios import Head, max_log_ratio
 from lion_lightning.experimental.q_sft.loss import ActionLogps, QSFTLoss, UniformRest
 from lion_lightning.losses.base import out_of_range
@@ -88,7 +88,7 @@ class QSFTModule(AlignmentModule):
         """Refuse heads of which each rank has a part of the vocabulary."""
         super().setup(stage)
         strategy = self.trainer.strategy
-        if isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
+        if tensor_parallel_size(strategy) > 1:
             raise MisconfigurationException(
                 f"{type(self).__name__} compares models over the whole vocabulary, of which a rank has a part under "
                 f"tensor parallelism; set tensor_parallel_size: 1 of {type(strategy).__name__}"

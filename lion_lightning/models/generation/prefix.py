@@ -1,4 +1,4 @@
-"""Generation from prefixes that are seen whole: the inference of a prefix language model."""
+"""Generation from bidirectional prefixes: the inference of a prefix language model."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ def after_prefixes(policy: PolicyModel, prefixes: Sequence[Sequence[int]]) -> di
     _require_positions(policy, prefixes)
     lengths, device = [*map(len, prefixes)], policy.causal_lm.device
     segments = segment_table(lengths, [-1] * len(lengths), [True] * len(lengths))
-    layout, none = RowLayout(segments, device), torch.zeros(0, dtype=torch.int64, device=device)
+    layout = RowLayout(segments, device)
     row = torch.tensor([*chain(*prefixes)], device=device)
+    none = row[:0]  # no targets
     cache = DynamicCache()
     batch = PackedBatch(row, layout.positions, segments, none, none, none)
     with evaluating(policy):

@@ -37,7 +37,7 @@ class RowForm(NamedTuple):
             inputs["position_ids"] = position_ids[None]
         # transformers passes a 4D mask through untouched, so the model builds none.
         if self.dense_mask:
-            inputs["attention_mask"] = additive(layout.visible, dtype)[None, None]
+            inputs["attention_mask"] = additive_mask(layout.visible, dtype)[None, None]
         else:
             inputs["attention_mask"] = input_ids.new_empty(1, 1, 0, 0, dtype=torch.bool)
             inputs["layout"] = layout
@@ -75,7 +75,7 @@ def has_window(model: PreTrainedModel) -> bool:
     return any("window" in name and isinstance(value, int) and value for name, value in config.items())
 
 
-def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+def additive_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """Mask that a model's own attention code adds to its scores.
 
     Args:

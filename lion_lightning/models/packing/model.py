@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lion_lightning.errors import first_line
-from lion_lightning.models.packing.forms import RowForm, additive, has_window, possible_forms, selects_keys
+from lion_lightning.models.packing.forms import RowForm, additive_mask, has_window, possible_forms, selects_keys
 from lion_lightning.models.packing.hidden_states import HiddenStates, backbone_output
 from lion_lightning.models.packing.mixers import SequencewiseMixers, find_mixers, modules_in_front
-from lion_lightning.models.packing.probe import PROMPT, close, differing_layer, one_way_module, probe_row
+from lion_lightning.models.packing.probe import PROMPT, causal_module, close, differing_layer, probe_row
 from lion_lightning.models.packing.rotary import LengthwiseRotary
 from lion_lightning.models.packing.routers import RouterRecorder
 from lion_lightning.models.weights.checks import all_tensors, require_finite
@@ -63,7 +63,7 @@ class PackedModel(nn.Module, ABC):
         self.mixers = SequencewiseMixers()
         self.rotary = LengthwiseRotary(self.causal_lm)
         self.recorder: RouterRecorder | None = None
-        self.one_way: str | None = None  # why it is causal throughout; None if segments may be bidirectional
+        self.causal_only: str | None = None  # why it is causal throughout; None if segments may be bidirectional
         if probe:
             self.probe()
 
@@ -99,9 +99,9 @@ class PackedModel(nn.Module, ABC):
             inputs: More keywords of the model's forward.
         """
         layout = RowLayout(batch.segments, batch.input_ids.device)
-        if layout.bidirectional and self.one_way is not None:
+        if layout.bidirectional and self.causal_only is not None:
             raise ValueError(
-                f"{self._name} cannot let tokens of a prefix see those behind them: {self.one_way}; choose another "
+                f"{self._name} cannot let tokens of a prefix see those behind them: {self.causal_only}; choose another "
                 "model, or data without bidirectional segments"
             )
         run = self._packed_hidden if self.packed else self._padded_hidden
@@ -139,7 +139,7 @@ class PackedModel(nn.Module, ABC):
         (batch,) = layout.padded.batches
         mask = batch.mask.long()
         if layout.bidirectional:
-            mask = additive(layout.padded_visible, self.causal_lm.dtype)[:, None]
+            mask = additive_mask(layout.padded_visible, self.causal_lm.dtype)[:, None]
         inputs = {"input_ids": input_ids[batch.source], "attention_mask": mask, "use_cache": False} | inputs
         return layout.padded.restore([self._hidden(self.causal_lm, **inputs)])
 
@@ -157,7 +157,7 @@ class PackedModel(nn.Module, ABC):
             if self.packed:
                 self._probe_packing()
             self._probe_causality()
-            self.one_way = self._one_way_cause()
+            self.causal_only = self._causal_only_cause()
         finally:
             self.train(training)
 
@@ -228,7 +228,7 @@ class PackedModel(nn.Module, ABC):
                 f"or its attention has no causal mask with {self.causal_lm.config._attn_implementation!r}."
             )
 
-    def _one_way_cause(self) -> str | None:
+    def _causal_only_cause(self) -> str | None:
         """Why tokens never see later ones in this model; None if they do in a bidirectional segment."""
         if self.packed and not self.form.dense_mask and not self.mixers.names:
             return None  # all of its layers read the layout
@@ -240,7 +240,7 @@ class PackedModel(nn.Module, ABC):
         try:
             if not self.packed and not self._takes_masks(ids):
                 return "its attention code takes no mask of queries and keys"
-            name = one_way_module(self.causal_lm, run, *(first if self.packed else layout.padded.first[first]).tolist())
+            name = causal_module(self.causal_lm, run, *(first if self.packed else layout.padded.first[first]).tolist())
         except FAULTS as error:
             return f"its attention code takes no mask of queries and keys ({first_line(error)})"
         return name and f"{name} sees no later tokens"
@@ -248,7 +248,7 @@ class PackedModel(nn.Module, ABC):
     def _takes_masks(self, ids: Tensor) -> bool:
         """True if sequences run alike under the causal masks that are given as such and by their padding."""
         layout = probe_row(self.causal_lm)[1]
-        mask = additive(layout.padded_visible, self.causal_lm.dtype)[:, None]
+        mask = additive_mask(layout.padded_visible, self.causal_lm.dtype)[:, None]
         by_padding = self._padded_hidden(ids, layout.positions, layout)
         by_mask = self._padded_hidden(ids, layout.positions, layout, attention_mask=mask)
         return close(by_mask, by_padding, self.causal_lm.config)

@@ -35,8 +35,8 @@ def probe_row(model: PreTrainedModel, bidirectional: bool = False) -> tuple[Tens
     vocabulary = vocabulary_rows(model)
     # From the middle of the vocabulary: pad and other special ids, which models may treat apart, stand at its ends.
     ids = (torch.arange(sum(LENGTHS), device=device) * 7 + vocabulary // 2) % vocabulary
-    whole = [bidirectional and number == PROMPT for number in range(len(LENGTHS))]
-    return ids, RowLayout(segment_table(LENGTHS, PARENTS, whole), device)
+    prompt = [bidirectional and number == PROMPT for number in range(len(LENGTHS))]
+    return ids, RowLayout(segment_table(LENGTHS, PARENTS, prompt), device)
 
 
 def close(actual: Tensor, expected: Tensor, config: Any) -> bool:
@@ -96,7 +96,7 @@ def differing_layer(
     return "the model"
 
 
-def one_way_module(model: PreTrainedModel, run: Callable[[], Tensor], before: int, behind: int) -> str | None:
+def causal_module(model: PreTrainedModel, run: Callable[[], Tensor], before: int, after: int) -> str | None:
     """The first child of a decoder layer in which a token sees the one before it, and is not seen by that one.
 
     Each child runs again with one of the two changed.
@@ -105,12 +105,12 @@ def one_way_module(model: PreTrainedModel, run: Callable[[], Tensor], before: in
         model: A causal LM, in evaluation mode.
         run: Runs a row, or a batch of sequences, in which both are to see each other.
         before: Flat position of a token.
-        behind: Flat position of the next.
+        after: Flat position of the next.
 
     Returns:
         Its name and class; "the model" if no child lets any token see another; None if all is as it should be.
     """
-    sees_behind: dict[str, bool] = {}  # by the name of each child in which tokens see others
+    sees_later: dict[str, bool] = {}  # by the name of each child in which tokens see others
 
     def compare(name: str, child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
@@ -125,8 +125,8 @@ def one_way_module(model: PreTrainedModel, run: Callable[[], Tensor], before: in
             again = _states(child.forward(*positional, **{key: changed[key] for key in kwargs}))
             return not torch.equal(again.flatten(0, 1)[target], states.flatten(0, 1)[target])
 
-        if inputs and reaches(before, behind):
-            sees_behind[f"{name} ({type(child).__name__})"] = reaches(behind, before)
+        if inputs and reaches(before, after):
+            sees_later[f"{name} ({type(child).__name__})"] = reaches(after, before)
 
     hooks = []
     for place, layer in named_decoder_layers(model).items():
@@ -137,8 +137,8 @@ def one_way_module(model: PreTrainedModel, run: Callable[[], Tensor], before: in
     finally:
         for hook in hooks:
             hook.remove()
-    blind = [name for name, sees in sees_behind.items() if not sees]
-    return next(iter(blind), None if sees_behind else "the model")
+    blind = [name for name, sees in sees_later.items() if not sees]
+    return next(iter(blind), None if sees_later else "the model")
 
 
 def _states(output: Any) -> Tensor:

@@ -82,10 +82,10 @@ def check_model(model_type: str, folder: Path) -> ModelCheck:
             require_exact(policy)
             check.passed.append("exact")
             check.failed = "prefix"
-            if policy.one_way is None:
-                require_seen_whole(policy)
+            if policy.causal_only is None:
+                require_bidirectional(policy)
                 check.passed.append("prefix")
-            check.reason = check.reason or policy.one_way or ""
+            check.reason = check.reason or policy.causal_only or ""
             check.failed = "DPO"
             module = trained(spec, tokenizer_folder(folder), folder)
             check.passed.append("DPO")
@@ -175,7 +175,7 @@ def require_exact(policy: PolicyModel) -> None:
 
 
 @torch.no_grad()
-def require_seen_whole(policy: PolicyModel) -> None:
+def require_bidirectional(policy: PolicyModel) -> None:
     """Change each token of a row with a bidirectional prompt, and see which hidden states change with it.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.packing.forms import RowForm
-from lion_lightning.models.packing.probe import one_way_module, probe_row
+from lion_lightning.models.packing.probe import causal_module, probe_row
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.ops.layout import RowLayout
 from lion_lightning.ops.recompute import Recompute
@@ -152,9 +152,9 @@ def test_attention_that_ignores_its_mask_is_found() -> None:
     model = policy(**CODEGEN).eval().causal_lm
     ids, layout = probe_row(model, bidirectional=True)
     inputs = RowForm(dense_mask=True).inputs(ids, layout.positions, layout, model.dtype)
-    assert one_way_module(model, lambda: model(**inputs), 5, 6) is None
+    assert causal_module(model, lambda: model(**inputs), 5, 6) is None
     del inputs["attention_mask"]
-    assert one_way_module(model, lambda: model(**inputs), 5, 6) == "transformer.h.0.attn (CodeGenAttention)"
+    assert causal_module(model, lambda: model(**inputs), 5, 6) == "transformer.h.0.attn (CodeGenAttention)"
 
 
 def test_what_each_token_sees() -> None:

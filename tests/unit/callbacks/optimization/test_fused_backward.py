@@ -30,7 +30,7 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import CosineWithWarmup, DPOModule, SFTModule
 from lion_lightning.modules.optimization.gradients import StepGradients
 from lion_lightning.ops.logprobs import LOGITS_PER_TILE
-from lion_lightning.optim.adalomo import AdaLomo
+from lion_lightning.optim import AdaLomo
 from lion_lightning.strategies import FSDP2Strategy
 from lion_lightning.types import Sample, SampleSegment
 from tests.distributed.fsdp1 import FSDPOnCPU

@@ -18,8 +18,8 @@ from lion_lightning.tools.models.check import (
     ModelCheck,
     alone_logps,
     check_model,
+    require_bidirectional,
     require_exact,
-    require_seen_whole,
     trees,
 )
 from lion_lightning.tools.models.main import checked
@@ -43,9 +43,9 @@ def test_a_policy_whose_log_probs_are_not_the_models_is_found_out() -> None:
 
 def test_a_policy_that_stays_causal_within_a_prefix_is_found_out() -> None:
     policy = PolicySpec(config=tiny_config("rwkv")).build()
-    policy.one_way = None  # as if nothing had been found
+    policy.causal_only = None  # as if nothing had been found
     with pytest.raises(ValueError, match="with a bidirectional prompt, tokens see token 5 that should not, or do not"):
-        require_seen_whole(policy)
+        require_bidirectional(policy)
 
 
 def test_targets_of_trees_are_their_answers_and_all_of_a_document_but_its_first_token() -> None:
