@@ -4,7 +4,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +31,7 @@ from lion_lightning.data.streaming.settings import StreamSettings, streamed_sett
 from lion_lightning.data.streaming.streamed import StreamedSources
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.distributed.rendezvous import ALONE, rendezvous
+from lion_lightning.distributed.replicas import Replica
 from lion_lightning.distributed.same_settings import check_same_on_all_ranks, flat
 from lion_lightning.models.tokenizer import TokenizerSpec
 
@@ -169,12 +170,13 @@ class PackedDataModule(LightningDataModule, ABC):
             return
         with self.preparing_together():
             train, held = self.split_validation([] if self.stream else self.sources)
+            mixed = partial(mix, row_length=self.row_length, make_documents=self.make_documents)
             if self.stream:
                 opening = (self._encoder, self.filters, self.stream, held, self.cache_dir, self.document_filters.rules)
                 self.streamed = StreamedSources.open(self.sources, *opening, self.make_documents)
             else:
-                self.train_mixture = self._mix(train, self.filters)
-            self.validation_mixture = self._mix(held, self.validation_filters) if held else None
+                self.train_mixture = mixed(train, self.filters)
+            self.validation_mixture = mixed(held, self.validation_filters) if held else None
         for line in [*self.reports, *self.notes(), *(self.streamed.describe() if self.streamed else ())]:
             logger.info("train: %s", line)
         for report in _reports(self.validation_mixture):
@@ -252,10 +254,10 @@ class PackedDataModule(LightningDataModule, ABC):
 
     def _loading(self) -> dict[str, Any]:
         """Arguments of both kinds of loaders."""
-        ranks = getattr(self.trainer, "distributed_sampler_kwargs", None) or {"num_replicas": 1, "rank": 0}
+        replica = Replica.of(getattr(self.trainer, "strategy", None))
         names = ("packing", "batch_size", "seed", "num_workers")
-        ranks = {"rank": ranks["rank"], "world_size": ranks["num_replicas"]}
-        return {**{name: getattr(self, name) for name in names}, **ranks, "capacity": self.row_length}
+        own = {name: getattr(self, name) for name in names}
+        return {**own, "rank": replica.rank, "world_size": replica.size, "capacity": self.row_length}
 
     @property
     def reports(self) -> list[SourceReport]:
@@ -269,9 +271,6 @@ class PackedDataModule(LightningDataModule, ABC):
     @property
     def _ranks(self) -> Ranks:
         return Ranks.of(getattr(self.trainer, "strategy", None))
-
-    def _mix(self, selections: Sequence[Selection], filters: Filters) -> Mixture:
-        return mix(selections, filters, self.row_length, self.make_documents)
 
     def _tokenized(self, source: Source) -> TokenTable:
         table = tokenize(source, self._encoder, self.cache_dir, self.workers)
@@ -288,11 +287,10 @@ class PackedDataModule(LightningDataModule, ABC):
         """Messages about the rows, by source, for the start-up summary; those about all of them are under ``all``."""
         reports = [*self.reports, *_reports(self.validation_mixture)]
         by_source = {report.name: report.messages.describe(report.rows) for report in reports}
-        notes = self.notes()
-        return by_source | ({"all": notes} if notes else {})
+        return by_source | ({"all": notes} if (notes := self.notes()) else {})
 
     def notes(self) -> list[str]:
-        """Lines about the training documents besides the reports."""
+        """Lines about the training documents that the reports do not have."""
         return self.train_mixture.documents.notes() if self.train_mixture else []
 
     def warn(self, warnings: Sequence[str]) -> None:

@@ -20,8 +20,8 @@ class Replica(NamedTuple):
     size: int = 1
 
     @classmethod
-    def of(cls, strategy: Strategy) -> Replica:
-        """The replica of a rank of a Trainer."""
+    def of(cls, strategy: Strategy | None) -> Replica:
+        """The replica of a rank of a Trainer; the only one without a strategy."""
         found = getattr(strategy, "distributed_sampler_kwargs", None)
         return cls(found["rank"], found["num_replicas"]) if found else cls()
 

@@ -112,7 +112,8 @@ def test_ranks_share_the_rows_of_one_epoch(write: Write, module: Module) -> None
     alone = sorted(indices(data.train_dataloader()))
     parts = []
     for rank in (0, 1):
-        data.trainer = cast(Trainer, SimpleNamespace(distributed_sampler_kwargs={"num_replicas": 2, "rank": rank}))
+        strategy = SimpleNamespace(distributed_sampler_kwargs={"num_replicas": 2, "rank": rank})
+        data.trainer = cast(Trainer, SimpleNamespace(strategy=strategy))
         parts.append(set(indices(data.train_dataloader())))
     assert not parts[0] & parts[1]
     assert sorted(parts[0] | parts[1]) == alone

@@ -152,7 +152,8 @@ def test_workers_and_ranks_read_the_same(source: MakeSource, module: Make) -> No
     parts = []
     for rank in (0, 1):
         data = ready(module([texts]))
-        data.trainer = cast(Trainer, SimpleNamespace(distributed_sampler_kwargs={"num_replicas": 2, "rank": rank}))
+        strategy = SimpleNamespace(distributed_sampler_kwargs={"num_replicas": 2, "rank": rank})
+        data.trainer = cast(Trainer, SimpleNamespace(strategy=strategy))
         parts.append([batch for batch in loader(data, epoch=2) if len(batch.targets)])
     assert contents(parts[0]) == alone[::2]
     assert contents(parts[1]) == alone[1::2]
