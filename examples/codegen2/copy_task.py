@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from lion_lightning import InfillDataModule, PolicySpec, SFTModule, Source
 from lion_lightning.data.infill import Corruption, FillInMiddle, PrefixLM, SpanInfill
 from lion_lightning.models.generation.prefix import after_prefixes
 from lion_lightning.modules import LinearWithWarmup
+from lion_lightning.tools.evaluate.intervals import wilson
 
 LETTERS = "abcdefghijklmnop"
 HALF, HOLE = 6, 2  # letters of half a file and of a hole in the first half; a guess is right once in 256
@@ -136,13 +136,6 @@ def nats_per_copied_letter(module: SFTModule, files: Sequence[str]) -> float:
     return -float(logps.gather(2, ids[:, HALF:, None]).mean())
 
 
-def interval(count: int, total: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share."""
-    z, share = 1.96, count / total
-    middle, half = share + z * z / (2 * total), z * math.sqrt(share * (1 - share) / total + (z / (2 * total)) ** 2)
-    return (middle - half) / (1 + z * z / total), (middle + half) / (1 + z * z / total)
-
-
 def main(argv: Sequence[str] | None = None) -> dict[str, tuple[int, float]]:
     """Train each form, print a table, and give exact infills and nats per copied letter by row."""
     options = argparse.ArgumentParser(description=__doc__)
@@ -162,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, tuple[int, float]]:
         nats = nats_per_copied_letter(module, held)
         for asked, prompt in form.prompts.items():
             count = exact_infills(module, form, prompt, held)
-            low, high = interval(count, len(held))
+            low, high = wilson(count / len(held), len(held))
             print(
                 f"{name:<12} {asked:<10} {count / len(held):>13.3f}  {low:>6.3f} - {high:.3f}  {nats:.4f}", flush=True
             )

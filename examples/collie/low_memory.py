@@ -10,7 +10,6 @@ optimizer's state.
 import argparse
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -21,13 +20,13 @@ from lion_lightning.callbacks import FusedBackward
 from lion_lightning.modules import CosineWithWarmup
 from lion_lightning.optim import AdaLomo
 from lion_lightning.tools.demo import write_demo
+from lion_lightning.tools.evaluate.intervals import mean_interval
 
 # AdamW's rate is the best of four for another seed; the others were not searched.
 ADAMW = partial(AdamW, lr=4e-3, betas=(0.9, 0.95), weight_decay=0.01)
 ADALOMO = partial(AdaLomo, lr=2e-2)
 LOMO = partial(SGD, lr=0.3)
 CLIP = 1.0  # of SGD and AdamW
-T975 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by seeds
 
 
 class Watch(Callback):
@@ -93,10 +92,8 @@ def compare(folder, seeds):
         watch, _, state = runs[0]
         losses = "  ".join(f"{loss:.3f}" for loss in found[name])
         print(f"{name:10} {state:16,} {watch.most:18,}   {losses}")
-    differences = [other - one for one, other in zip(*found.values(), strict=True)]
-    if seeds in T975:
-        half = T975[seeds] * stdev(differences) / seeds**0.5
-        print(f"AdaLomo less AdamW: {mean(differences):+.3f} +- {half:.3f} (95%)")
+    mean, low, high = mean_interval([other - one for one, other in zip(*found.values(), strict=True)])
+    print(f"AdaLomo less AdamW: {mean:+.3f} [{low:+.3f}, {high:+.3f}] (95%)")
     return found
 
 

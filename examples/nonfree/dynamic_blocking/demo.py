@@ -123,7 +123,7 @@ def same_places(source: str, answer: str, first: int) -> float:
 
 
 def measure(sources: list[str], answers: list[str]) -> dict[str, list[float]]:
-    """Figures of each answer."""
+    """Metrics of each answer."""
     pairs = list(zip(sources, answers, strict=True))
     return {
         "bigrams copied": [copied_bigrams(*pair) for pair in pairs],
@@ -134,7 +134,7 @@ def measure(sources: list[str], answers: list[str]) -> dict[str, list[float]]:
 
 
 def main(argv: list[str] | None = None) -> dict[float, dict[str, float]]:
-    """Train for each seed, then print the figures over all of their sentences, with 95% intervals."""
+    """Train for each seed, then print the metrics over all of their sentences, with 95% intervals."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--sentences", type=int, default=200, help="to paraphrase, for each seed")
@@ -146,21 +146,21 @@ def main(argv: list[str] | None = None) -> dict[float, dict[str, float]]:
             policy = train(Path(folder), options.steps, seed)
         sources = [row["question"] for row in make_rows(options.sentences, 1000 + seed)]
         print(f"seed {seed}, source: {sources[0]}")
-        for p, figures in found.items():
+        for p, metrics in found.items():
             answers = [answer for (answer,) in paraphrase(policy, sources, p, seed)]
             print(f"  p = {p}: {answers[0]}")
             for name, values in measure(sources, answers).items():
-                figures.setdefault(name, []).extend(values)
+                metrics.setdefault(name, []).extend(values)
         print("  three dictionaries of p = 0.5:", *paraphrase(policy, sources[:1], 0.5, seed, n=3)[0], sep="\n    ")
     print(table(found))
-    return {p: {name: sum(values) / len(values) for name, values in figures.items()} for p, figures in found.items()}
+    return {p: {name: sum(values) / len(values) for name, values in metrics.items()} for p, metrics in found.items()}
 
 
 def table(found: dict[float, dict[str, list[float]]]) -> str:
     """A row for each p: means over the sentences of all seeds, with 95% bootstrap intervals."""
     lines = ["| p | " + " | ".join(found[1.0]) + " |", "|---" * (1 + len(found[1.0])) + "|"]
-    for p, figures in found.items():
-        cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*bootstrap(values)) for values in figures.values()]
+    for p, metrics in found.items():
+        cells = ["{:.3f} [{:.3f}, {:.3f}]".format(*bootstrap(values)) for values in metrics.values()]
         lines.append(f"| {p} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

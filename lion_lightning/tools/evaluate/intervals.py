@@ -78,6 +78,15 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of a share of ``count`` trials (Wilson, 1927; 95% by default); NaN without trials."""
+    if not count or math.isnan(rate):
+        return math.nan, math.nan
+    middle = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
+    return max(0.0, min(rate, middle - half)), min(1.0, max(rate, middle + half))
+
+
 def t_quantile(share: float, freedom: int) -> float:
     """Quantile of Student's t for a probability from 0.5 to 1, by bisection on its density's integral."""
     low, high = 0.0, 1.0

@@ -16,6 +16,7 @@ from lion_lightning.cache import atomic_write, explain_write_errors
 from lion_lightning.printing import harmless
 from lion_lightning.rollouts.metrics.verified import pass_rates
 from lion_lightning.rollouts.rounds import Round
+from lion_lightning.tools.evaluate.intervals import wilson
 
 BLUE, ORANGE, GRAY = "#1f77b4", "#ff7f0e", "#888888"
 
@@ -133,15 +134,6 @@ def _wins(axes: Any, numbers: Sequence[int], values: Values, rounds: Sequence[Ro
     axes.axhline(0.5, color=GRAY, linestyle="--", linewidth=1)
     axes.set_ylim(0, 1)
     _finish(axes, "win rate against the first round", "share of monitor prompts")
-
-
-def wilson(rate: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a share of ``count`` trials (Wilson, 1927; 95% by default); NaN without trials."""
-    if not count or math.isnan(rate):
-        return math.nan, math.nan
-    middle = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(rate * (1 - rate) / count + z**2 / (4 * count**2))
-    return max(0.0, min(rate, middle - half)), min(1.0, max(rate, middle + half))
 
 
 def _spread(axes: Any, numbers: Sequence[int], rounds: Sequence[Round]) -> None:

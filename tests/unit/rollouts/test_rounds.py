@@ -18,7 +18,7 @@ from lion_lightning.rollouts.metrics.diversity import distinct, self_bleu
 from lion_lightning.rollouts.metrics.rounds import round_metrics
 from lion_lightning.rollouts.rollout import Rollout, with_pairs, with_usable
 from lion_lightning.rollouts.rounds import Round, find_rounds, kept_items, restored_round, round_path, set_aside
-from lion_lightning.tools.rounds.plots import wilson
+from lion_lightning.tools.evaluate.intervals import wilson
 from lion_lightning.tools.rounds.report import report
 from lion_lightning.types import Answer, Prompt
 
