@@ -230,5 +230,5 @@ def _require_documents(trainer: Trainer, module: LightningModule, path: Path) ->
 
 
 def _reads(rule: DocumentFilter, path: Path) -> bool:
-    """Whether a filter chooses by the losses of this file."""
+    """True if a filter chooses by the losses of this file."""
     return isinstance(rule, LatestLearnt) and Path(rule.record).resolve() == path.resolve()

@@ -14,7 +14,7 @@ from typing_extensions import override
 from lion_lightning.planning.memory import GIB
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-"""What Linux knows of this process, and where it is told to forget the peak so far."""
+"""Linux's account of this process, and the file that resets its peak."""
 
 
 class PeakMemory(Callback):
@@ -45,7 +45,7 @@ class PeakMemory(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._global_step = trainer.global_step
         try:
-            forget_peaks(trainer.strategy.root_device)
+            reset_peaks(trainer.strategy.root_device)
             self._known = True
         except OSError as error:
             self._known = False
@@ -61,12 +61,12 @@ class PeakMemory(Callback):
         for name, size in peaks(device).items():
             largest = trainer.strategy.reduce(torch.tensor(size / GIB, device=device), reduce_op="max")
             pl_module.log(f"perf/{name}", cast(Tensor, largest), batch_size=1)
-        forget_peaks(device)
+        reset_peaks(device)
         self._global_step = trainer.global_step
 
 
 def peaks(device: torch.device) -> dict[str, int]:
-    """Most bytes since :func:`forget_peaks`, by what they are."""
+    """Most bytes since :func:`reset_peaks`, by what they are."""
     if device.type == "cuda":
         allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
         return {"peak_memory": allocated, "peak_memory_reserved": reserved}
@@ -74,7 +74,7 @@ def peaks(device: torch.device) -> dict[str, int]:
     return {"peak_memory": int(rest.split()[0]) * 1024}
 
 
-def forget_peaks(device: torch.device) -> None:
+def reset_peaks(device: torch.device) -> None:
     """Start the peaks anew, from what is in use now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -25,20 +25,20 @@ from lion_lightning.modules.optimization.gradients import StepGradients
 
 
 class FusedBackward(Callback):
-    """Steps each parameter as soon as the backward pass has its gradient, which is then let go.
+    """Steps each parameter as soon as the backward pass has its gradient, which is then freed.
 
-    So gradients are never held as a whole, only those that the pass is at. This is LOMO (arXiv 2306.09782) where the
+    So the gradients of all parameters are never in memory at once. This is LOMO (arXiv 2306.09782) where the
     optimizer is ``torch.optim.SGD``, AdaLomo (arXiv 2310.10195) with :class:`~lion_lightning.optim.AdaLomo`,
     and it serves any optimizer that steps a parameter by its own gradient and state. Schedules, checkpoints and logged
     metrics stay as they are. For one device, or FSDP2.
 
-    Weights are those of a step after the whole backward pass, but for rounding: the loss is divided by the step's items
+    Weights are those of a step after the backward pass, but for rounding: the loss is divided by the step's items
     where otherwise gradients are. No gradient is left for ``on_before_optimizer_step`` to look at.
 
     Args:
-        clip_norm: Largest norm of the whole gradient, as ``trainer.gradient_clip_val``; None to leave it. The norm is
-            known only after a backward pass, so there is a second one through the same graph: activations are held
-            through both, and a step takes longer.
+        clip_norm: Largest norm of the gradient of all parameters, as ``trainer.gradient_clip_val``; None to leave it.
+            The norm is known only after a backward pass, so there is a second one through the same graph: activations
+            are held through both, and a step takes longer.
         clip_value: Largest size of each number of the gradient, cut off before the norm is clipped (which is of the
             gradient as it was); None to leave them.
 
@@ -88,7 +88,7 @@ class FusedBackward(Callback):
 
 
 class FusedGradients(StepGradients):
-    """Gradients that each step their parameter and are gone, within the backward pass.
+    """Gradients that each step their parameter within the backward pass, and are freed.
 
     Under FSDP2 that is when a gradient was reduced over the ranks, and this one's shard of it is there.
 
@@ -120,7 +120,7 @@ class FusedGradients(StepGradients):
 
     @override
     def backward(self, loss: Tensor, scale: Callable[[], float], **options: Any) -> None:
-        """Run the backward pass, or both, that make the whole step."""
+        """Run the backward pass, or both, and step all parameters in it."""
         loss = loss * scale()
         self._squares = torch.zeros((), dtype=torch.float64)
         if self.clip_norm is None:
@@ -144,7 +144,7 @@ class FusedGradients(StepGradients):
 
     @torch.no_grad()
     def _arrive(self, number: int, parameter: Tensor) -> None:
-        """Do what is to be done with a gradient, and let it go.
+        """Do what is to be done with a gradient, and free it.
 
         Args:
             number: Of the parameter's group.
@@ -215,7 +215,7 @@ def refuse_partial_gradients(trainer: Trainer) -> None:
 
 
 def refuse_later_changes(trainer: Trainer) -> None:
-    """Refuse steps that need the gradient as a whole: of several micro-batches, or clipped by the trainer."""
+    """Refuse steps that need all gradients at once: of several micro-batches, or clipped by the trainer."""
     schedules = [one for one in trainer.callbacks if isinstance(one, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
     most = max([trainer.accumulate_grad_batches, *(max(one.scheduling.values()) for one in schedules)])
     if most > 1:
@@ -231,7 +231,7 @@ def refuse_later_changes(trainer: Trainer) -> None:
 
 
 def require_own_module(module: LightningModule) -> None:
-    """Refuse modules that make their steps otherwise, or change the gradient as a whole."""
+    """Refuse modules that make their steps otherwise, or change gradients after the backward pass."""
     if not isinstance(module, AlignmentModule) or not module.automatic_optimization:
         raise MisconfigurationException(
             f"FusedBackward: {type(module).__name__} is no AlignmentModule of lion_lightning with automatic "
@@ -246,22 +246,22 @@ def require_own_module(module: LightningModule) -> None:
 
 
 def require_stepped_alone(optimizer: Optimizer) -> None:
-    """Refuse optimizers that cannot step one parameter by itself, found out with a number that nobody needs."""
+    """Refuse optimizers that cannot step one parameter by itself, by a step of a dummy parameter."""
     name = type(optimizer).__name__
     for group in optimizer.param_groups:
         before = deepcopy({key: value for key, value in group.items() if key != "params"})
         like = group["params"][0]
-        number = nn.Parameter(torch.zeros((1,) * like.dim(), dtype=like.dtype, device=like.device))
-        number.grad = torch.zeros_like(number)
+        dummy = nn.Parameter(torch.zeros((1,) * like.dim(), dtype=like.dtype, device=like.device))
+        dummy.grad = torch.zeros_like(dummy)
         try:
-            after = step_alone(optimizer, group, number)
+            after = step_alone(optimizer, group, dummy)
         except Exception as error:  # of closures that are missing, or of whatever it expects to find
             raise MisconfigurationException(
                 f"FusedBackward: {name} cannot step one parameter alone ({first_line(error)}); set model.optimizer to "
                 "one that can, as torch.optim.AdamW, torch.optim.SGD or lion_lightning.optim.AdaLomo"
             ) from error
         finally:
-            optimizer.state.pop(number, None)
+            optimizer.state.pop(dummy, None)
         changed = [key for key in after if key != "params" and (key not in before or before[key] != after[key])]
         if changed:
             raise MisconfigurationException(

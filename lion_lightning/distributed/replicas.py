@@ -27,7 +27,7 @@ class Replica(NamedTuple):
 
 
 def sum_over_replicas(values: Tensor, strategy: Strategy) -> Tensor:
-    """Sum of a tensor over replicas; every rank calls this together. Over all ranks, a group's would count often."""
+    """Sum of a tensor over replicas; all ranks call this together. A tensor-parallel group counts once."""
     group = None
     if isinstance(strategy, ModelParallelStrategy):
         group = strategy.device_mesh["data_parallel"].get_group()

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 EPSILON = 1e-30
 """Added to the squares of gradients, so that a row of zeros has a root to divide by."""
-LEAST_RMS = 1e-3
+MIN_RMS = 1e-3
 """Of a weight, for its step: one that is zero moves too."""
 
 
@@ -33,7 +33,7 @@ class AdaLomo(Optimizer):
     Of tensors with more dimensions the last two are factored. All is computed in fp32 and written back in the weight's
     dtype: of weights in bf16 a step below half of their precision is lost. Sharded weights (DTensors) give what full
     ones give. Under :class:`~lion_lightning.callbacks.optimization.fused_backward.FusedBackward` the gradients are
-    never held as a whole, as the paper means it; without, it steps like any optimizer.
+    never all in memory, as in the paper; without, it steps like any optimizer.
 
     Args:
         params: Parameters or parameter groups.
@@ -98,7 +98,7 @@ class AdaLomo(Optimizer):
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         assert parameter.grad is not None
         gradient, state = parameter.grad.float(), self.state[parameter]  # (..., m, n) or (n,)
-        self._look(gradient, state, group["decay_rate"])
+        self._update_means(gradient, state, group["decay_rate"])
         if "squares" in state:
             update = gradient * state["squares"].rsqrt()
         else:
@@ -106,15 +106,15 @@ class AdaLomo(Optimizer):
             rows = state["rows"].rsqrt() * _mean(state["rows"], -1).sqrt().unsqueeze(-1)  # (..., m)
             update = gradient * rows.unsqueeze(-1)
             update *= state["columns"].rsqrt().unsqueeze(-2)  # (..., 1, n)
-        rate = group["lr"] * _rms(parameter).clamp(min=LEAST_RMS)
+        rate = group["lr"] * _rms(parameter).clamp(min=MIN_RMS)
         factor = rate / (_rms(update) / group["clip_threshold"]).clamp(min=1.0)
         weight, change = _local(parameter), _local(update).mul_(factor)
         if group["weight_decay"]:
             change.add_(weight * (rate * group["weight_decay"]))
         weight.sub_(change)
 
-    def _look(self, gradient: Tensor, state: dict[str, Any], decay_rate: float) -> None:
-        """Take a gradient into the running means of squares."""
+    def _update_means(self, gradient: Tensor, state: dict[str, Any], decay_rate: float) -> None:
+        """Update the running means of squares."""
         state["step"] = state.get("step", torch.zeros((), dtype=torch.float32)) + 1
         beta = 1 - state["step"].item() ** decay_rate  # 0 in the first step
         squares = gradient.square().add_(EPSILON)

@@ -110,7 +110,7 @@ class Corruption(ABC):
         """
 
     def segments(self, made: Corrupted) -> tuple[SampleSegment, ...]:
-        """What is trained: one causal segment, all of it."""
+        """Segments to train on: one causal segment, all of it trained."""
         ids = np.concatenate(made)
         return (SampleSegment(ids, np.ones(len(ids), np.bool_)),)
 

@@ -21,7 +21,7 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 
 
 class InfillDataModule(SFTDataModule):
-    """Packed rows of documents for a model that writes on and fills holes (CodeGen2, arXiv 2305.02309).
+    """Packed rows of documents for a model that continues text and fills holes (CodeGen2, arXiv 2305.02309).
 
     Each document is trained as it is or, with probability ``share``, with holes and what fills them; that is drawn anew
     in each epoch. Validation sees the infills of the first epoch each time. ``tokenizer.special_tokens`` adds the

@@ -1,4 +1,4 @@
-"""What is learnt early and what late: the file of losses, learning percentages, and a filter by them (2402.10430)."""
+"""How early documents are learnt: the file of losses, learning percentages, a filter by them (arXiv 2402.10430)."""
 
 from lion_lightning.data.learning.latest_learnt import LatestLearnt
 

@@ -145,7 +145,7 @@ class LatestLearnt(DocumentFilter):
         return kept
 
     def _keys(self, percentages: Floats) -> Floats:
-        """What documents, in the order of their contents, are sorted by."""
+        """Sort keys of documents that are in the order of their contents."""
         if self.keep == "random":
             return np.random.default_rng(self.seed).random(len(percentages))
         return -percentages if self.keep == "earliest" else percentages
@@ -169,7 +169,7 @@ class LatestLearnt(DocumentFilter):
         return k_means(torch.from_numpy(points), self.clusters, self.seed)
 
     def _lines(self, losses: RecordedLosses, percentages: Floats, report: dict[str, Any]) -> list[str]:
-        """What was kept, and the few documents that were learnt last, for a person to look at."""
+        """Counts, and the few documents that were learnt last, for a person to look at."""
         lines = [
             f"{report['kept']:,} of {report['documents']:,} documents kept ({self.keep}); mean learning percentage of "
             f"these {report['mean_learning_percentage_kept']:.3f}, of all {report['mean_learning_percentage']:.3f}"

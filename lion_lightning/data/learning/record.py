@@ -140,7 +140,7 @@ def _schema(moments: int) -> Any:
 
 
 def _parsed(table: Any) -> RecordedLosses:
-    """What a table holds, compared with its manifest."""
+    """The losses of a table, compared with its manifest."""
     manifest = json.loads((table.schema.metadata or {})[_KEY])
     if manifest["version"] != _VERSION or not isinstance(manifest["weights"], str):
         raise ValueError("another version's")

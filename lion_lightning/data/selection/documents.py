@@ -205,7 +205,7 @@ class Documents:
         )
 
     def notes(self) -> list[str]:
-        """What is to be known of them besides the sources' reports, a line each."""
+        """Lines about the documents that the sources' reports do not have."""
         return []
 
     def where(self, position: int) -> str:

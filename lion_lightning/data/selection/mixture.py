@@ -17,7 +17,7 @@ from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.source import Source
 
 MakeDocuments = Callable[[Sequence[Selection]], Documents]
-"""What makes documents of the final selection of each source."""
+"""From the final selection of each source to the documents."""
 
 MAX_DOCUMENTS = 10**9
 """Documents of an epoch; more would take tens of gigabytes for their numbers alone."""

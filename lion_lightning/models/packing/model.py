@@ -27,8 +27,8 @@ from lion_lightning.types import PackedBatch
 
 log = logging.getLogger(__name__)
 
-FAULTS = (TypeError, NotImplementedError, RuntimeError, IndexError, ValueError, AttributeError)
-"""Errors of models that are given rows in a form which they do not know."""
+FORWARD_ERRORS = (TypeError, NotImplementedError, RuntimeError, IndexError, ValueError, AttributeError)
+"""Errors that a model raises on a form of rows that it does not know."""
 
 
 class PackedModel(nn.Module, ABC):
@@ -210,7 +210,7 @@ class PackedModel(nn.Module, ABC):
                 find_mixers(self.causal_lm, run, layout, self.mixers)
                 self._set_attention(asked)
             name: str | None = differing_layer(self.causal_lm, run, padded, layout)
-        except FAULTS as error:
+        except FORWARD_ERRORS as error:
             return first_line(error)
         if name is None and self.causal_lm.is_gradient_checkpointing and not self.mixers.recomputable:
             return "its layers are not told which row they recompute, set policy.recompute: none"
@@ -241,7 +241,7 @@ class PackedModel(nn.Module, ABC):
             if not self.packed and not self._takes_masks(ids):
                 return "its attention code takes no mask of queries and keys"
             name = causal_module(self.causal_lm, run, *(first if self.packed else layout.padded.first[first]).tolist())
-        except FAULTS as error:
+        except FORWARD_ERRORS as error:
             return f"its attention code takes no mask of queries and keys ({first_line(error)})"
         return name and f"{name} sees no later tokens"
 

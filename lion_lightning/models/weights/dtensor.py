@@ -88,7 +88,7 @@ def local_ranges(tensor: Tensor) -> tuple[range, ...]:
 
 
 def local_index(tensor: Tensor) -> tuple[slice, ...]:
-    """What this rank holds, as an index into the full tensor."""
+    """The part that this rank holds, as an index into the full tensor."""
     return tuple(slice(each.start, each.stop) for each in local_ranges(tensor))
 
 

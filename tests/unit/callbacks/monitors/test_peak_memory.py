@@ -73,7 +73,7 @@ def test_the_largest_rank_counts(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
     run = bench.trainer(PeakMemory(), log, logger=False, limit_val_batches=0)
     monkeypatch.setattr(run.strategy, "reduce", reduce)
     monkeypatch.setattr(peak_memory, "peaks", lambda device: {"peak_memory": 3 * 2**29})
-    monkeypatch.setattr(peak_memory, "forget_peaks", lambda device: None)
+    monkeypatch.setattr(peak_memory, "reset_peaks", lambda device: None)
     bench.fit(run)
     assert asked == [1.5] * 6
     assert log.values[-1] == {"perf/peak_memory": 2.5}
@@ -85,7 +85,7 @@ def test_a_gpu_says_what_tensors_held_and_what_is_reserved(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 7)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", done.append)
     assert peak_memory.peaks(GPU) == {"peak_memory": 5, "peak_memory_reserved": 7}
-    peak_memory.forget_peaks(GPU)
+    peak_memory.reset_peaks(GPU)
     assert done == [GPU]
 
 

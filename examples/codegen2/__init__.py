@@ -1,1 +1,0 @@
-"""CodeGen2: models that write on and fill holes."""

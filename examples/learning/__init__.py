@@ -1,1 +1,0 @@
-"""Which rows a model learns last, and what comes of training on them."""
