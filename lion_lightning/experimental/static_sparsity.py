@@ -180,10 +180,18 @@ def random_mask(name: str, shape: torch.Size, sparsity: float, seed: int) -> Ten
         shape: The matrix's shape.
         sparsity: Share of zeros. In decimals: with 0.9, one of ten weights stays, where floats would keep none.
         seed: The seed.
+
+    Raises:
+        ValueError: No weight would stay.
     """
     key = hashlib.sha256(f"{seed} {name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big", signed=True))
     kept = int((1 - Fraction(str(sparsity))) * shape.numel())
+    if not kept:
+        raise ValueError(
+            f"StaticSparsity: sparsity {sparsity} leaves none of the {shape.numel():,} weights of {name}, so that "
+            "nothing passes through it; lower it"
+        )
     mask = torch.zeros(shape, dtype=torch.bool)
     mask.view(-1)[torch.randperm(shape.numel(), generator=generator)[:kept]] = True
     return mask

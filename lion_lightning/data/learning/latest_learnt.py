@@ -21,6 +21,7 @@ from lion_lightning.data.learning.record import Floats, RecordedLosses
 from lion_lightning.data.selection.spans import Choice
 from lion_lightning.data.sources.readers import Numbers
 from lion_lightning.data.sources.transforming import code_of, imported
+from lion_lightning.errors import first_line
 
 Keep = Literal["latest", "earliest", "middle", "random"]
 
@@ -66,8 +67,10 @@ class LatestLearnt(DocumentFilter):
     ) -> None:
         if not 0 < share <= 1:
             raise ValueError(f"LatestLearnt: share is {share}; give a share of the documents, above 0 and at most 1")
-        if clusters < 1 or seed < 0:
-            raise ValueError(f"LatestLearnt: clusters is {clusters} and seed {seed}; give at least 1, and at least 0")
+        if clusters < 1 or not 0 <= seed < 2**63:
+            raise ValueError(
+                f"LatestLearnt: clusters is {clusters} and seed {seed}; give at least 1, and a seed from 0 to 2**63 - 1"
+            )
         if (clusters > 1) != (embed is not None):
             raise ValueError(
                 "LatestLearnt: clusters above 1 and embed, the import path of a function from texts to an array, go "
@@ -160,13 +163,28 @@ class LatestLearnt(DocumentFilter):
                 f"percentage, too few for {self.clusters:,} clusters; lower clusters"
             )
         texts = [*map(_text, candidates.read())]
-        points = np.asarray(imported(self.embed, "embed")([texts[position] for position in usable.tolist()]))
-        if points.ndim != 2 or len(points) != len(usable) or not np.isfinite(points).all():
+        points = self._points([texts[position] for position in usable.tolist()])
+        return k_means(torch.from_numpy(points), self.clusters, self.seed)
+
+    def _points(self, texts: list[str]) -> Floats:
+        """Embeddings of texts, ``(texts, dimensions)``."""
+        assert self.embed is not None
+        embed = imported(self.embed, "embed")
+        try:
+            found = np.asarray(embed(texts))
+            points: Floats = found.astype(np.float64, casting="same_kind")  # no text, object or complex number
+        except Exception as error:
+            cause = first_line(error, with_type=True)
             raise ValueError(
-                f"LatestLearnt: embed {self.embed} gives an array of shape {points.shape} for {len(usable)} texts; "
+                f"LatestLearnt: embed {self.embed} gives no array of numbers for {len(texts)} texts ({cause}); return "
+                "one row of numbers for each text"
+            ) from error
+        if points.ndim != 2 or len(points) != len(texts) or not points.size or not np.isfinite(points).all():
+            raise ValueError(
+                f"LatestLearnt: embed {self.embed} gives an array of shape {points.shape} for {len(texts)} texts; "
                 "return finite numbers, one row for each text"
             )
-        return k_means(torch.from_numpy(points), self.clusters, self.seed)
+        return points
 
     def _lines(self, losses: RecordedLosses, percentages: Floats, report: dict[str, Any]) -> list[str]:
         """Counts, and the few documents that were learnt last, for a person to look at."""

@@ -237,6 +237,11 @@ def test_a_share_out_of_range_is_refused(sparsity: float) -> None:
         StaticSparsity(sparsity)
 
 
+def test_a_share_that_leaves_no_weight_of_a_matrix_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"sparsity 0\.95 leaves none of the 10 weights of a, so that .*; lower it"):
+        random_mask("a", torch.Size([2, 5]), 0.95, 0)
+
+
 def test_loaded_weights_and_adapters_are_refused(tokenizer: TokenizerSpec) -> None:
     loaded = SFTModule("some/model", tokenizer=tokenizer)
     with pytest.raises(MisconfigurationException, match="75% of the weights of some/model to zero at random"):

@@ -38,6 +38,18 @@ def a_row_too_few(texts: Sequence[str]) -> list[list[int]]:
     return lengths(texts)[1:]
 
 
+def a_word(texts: Sequence[str]) -> list[list[str]]:
+    return [[text] for text in texts]
+
+
+def none_at_all(texts: Sequence[str]) -> Any:
+    return np.zeros((len(texts), 0))
+
+
+def failing(texts: Sequence[str]) -> Any:
+    raise RuntimeError("no model\nhere")
+
+
 class Bench:
     """A record of some rows, and data modules that choose among them."""
 
@@ -212,6 +224,7 @@ def test_an_epoch_that_was_cut_short_is_warned_of(bench: Bench) -> None:
         ({"share": 1.5}, "share is 1.5"),
         ({"clusters": 0}, "clusters is 0 and seed 42"),
         ({"seed": -1}, "clusters is 1 and seed -1"),
+        ({"seed": 2**63}, r"and a seed from 0 to 2\*\*63 - 1"),
         ({"clusters": 2}, "clusters above 1 and embed, .* go together"),
         ({"embed": "a.b"}, "clusters above 1 and embed, .* go together"),
         ({"keep": "hardest"}, "keep 'hardest' is unknown; choose latest, earliest, middle, random"),
@@ -246,6 +259,17 @@ def test_what_cannot_be_chosen_from_is_refused(bench: Bench) -> None:
         (0.5, {"clusters": 5, **embed}, "4 documents with a learning percentage, too few for 5 clusters"),
         (0.5, {"clusters": 2, "embed": "no.such"}, "embed 'no.such' cannot be imported"),
         (0.5, {"clusters": 2, "embed": f"{__name__}.a_row_too_few"}, r"an array of shape \(3, 1\) for 4 texts"),
+        (0.5, {"clusters": 2, "embed": f"{__name__}.none_at_all"}, r"an array of shape \(4, 0\) for 4 texts"),
+        (
+            0.5,
+            {"clusters": 2, "embed": f"{__name__}.a_word"},
+            r"no array of numbers for 4 texts \(UFuncTypeError|TypeError",
+        ),
+        (
+            0.5,
+            {"clusters": 2, "embed": f"{__name__}.failing"},
+            r"for 4 texts \(RuntimeError: no model\); return one row",
+        ),
     ]
     for share, options, said in wrong:
         with pytest.raises(ValueError, match=said):
