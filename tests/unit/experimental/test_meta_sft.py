@@ -20,17 +20,12 @@ from lion_lightning.callbacks.optimization.fused_backward import FusedBackward
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.experimental.meta_sft import MetaSFTModule
 from lion_lightning.types import LossOutput, PackedBatch, Sample, SampleSegment
-from tests.tiny import Rows, row, shallow, tokenizer_folder, trainer
+from tests.tiny import Rows, row, shallow, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 ROWS = [row(seed=seed, supervised=range(25 - 3 * seed, 25) if seed else None) for seed in range(6)]
 PLACE = "model.norm.weight"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
-    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
 
 
 def built(kind: type[SFTModule], tokenizer: TokenizerSpec, lora: LoRASpec | None = None, **options: Any) -> Any:

@@ -26,18 +26,13 @@ from lion_lightning.experimental.static_sparsity import (
 )
 from lion_lightning.types import LossOutput, PackedBatch
 from tests import sft
-from tests.tiny import LEARNED_POSITIONS, Rows, policy, row, shallow, tokenizer_folder, trainer
+from tests.tiny import LEARNED_POSITIONS, Rows, policy, row, shallow, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 ROWS = [row(seed=seed) for seed in range(6)]
 ADAMW = partial(AdamW, lr=1e-2, weight_decay=0.1)
 QUERY = "model.layers.0.self_attn.q_proj.weight"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
-    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
 
 
 def fit(module: SFTModule, *callbacks: Callback, rows: Any = ROWS, ckpt_path: Any = None, **options: Any) -> Trainer:

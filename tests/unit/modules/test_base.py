@@ -20,7 +20,7 @@ from lion_lightning.modules import AlignmentModule, CosineWithWarmup, SFTModule
 from lion_lightning.modules.checkpointing.resume import resumption
 from lion_lightning.types import LossOutput, PackedBatch
 from tests.marks import exhaustive
-from tests.tiny import Rows, merge, row, shallow, tokenizer_folder, trainer, weights_of
+from tests.tiny import Rows, merge, row, shallow, trainer, weights_of
 
 # Ten rows of 1 to 24 supervised tokens, so that a mean of means is far off; at four a step, the last step has two.
 ROWS = [row(seed=seed, supervised=range(25 - seed**2 // 4, 25) if seed > 1 else None) for seed in range(10)]
@@ -37,11 +37,6 @@ class Recorder(SFTModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         super().on_before_optimizer_step(optimizer)
         self.seen.append({n: p.grad.clone() for n, p in self.named_parameters() if p.grad is not None})
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
-    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
 
 
 def module(tokenizer: TokenizerSpec, kind: Any = Recorder, spec: PolicySpec | None = None, **options: Any) -> Any:

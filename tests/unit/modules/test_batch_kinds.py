@@ -19,7 +19,7 @@ from lion_lightning.references.base import FrozenReference
 from lion_lightning.references.cached import CachedReference
 from lion_lightning.types import LossOutput, PackedBatch
 from tests.marks import exhaustive
-from tests.tiny import TREE, Rows, pairs, row, shallow, tokenizer_folder, trainer, trees
+from tests.tiny import TREE, Rows, pairs, row, shallow, trainer, trees
 
 PAIRS, DOCUMENTS = pairs((4, 3, 5), (2, 6, 4)), row()
 WEIGHTED = replace(PAIRS, target_weights=torch.full((len(PAIRS.targets),), 0.5))
@@ -43,11 +43,6 @@ class OwnData(LightningDataModule):
 
     def test_dataloader(self) -> Any:
         return Rows([self.held])
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
-    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
 
 
 SFT, DPO = {"kind": SFTModule}, {"kind": DPOModule, "reference": FrozenReference()}

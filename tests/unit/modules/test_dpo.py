@@ -27,7 +27,7 @@ from lion_lightning.references.base import (
 )
 from lion_lightning.references.cached import CachedReference, RefreshedReference
 from lion_lightning.types import PackedBatch, PairLogps
-from tests.tiny import Rows, alone, merge, pairs, row, shallow, tokenizer_folder, trainer
+from tests.tiny import Rows, alone, merge, pairs, row, shallow, trainer
 
 BATCHES = [pairs((5, 4, 7), (3, 6, 2), seed=1), pairs((4, 1, 3), seed=2), pairs((2, 5, 5), (6, 3, 3), seed=3)]
 BETA = 0.5
@@ -40,11 +40,6 @@ class NoNeed(PreferenceLoss):
 
     def forward(self, policy: PairLogps, reference: PairLogps) -> Tensor:
         return -self.rewards(policy, reference).margin
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
-    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.modules.group import GroupModule
 from lion_lightning.references.base import AdapterOffReference, FrozenReference, NoReference
 from lion_lightning.references.cached import CachedReference
-from tests.tiny import merge, pairs, tokenizer_folder, trees
+from tests.tiny import merge, pairs, trees
 from tests.unit.modules.answer_modules import (
     against_another,
     assert_same_steps,
@@ -32,11 +32,6 @@ BATCHES = [
     trees((4, (1, 3, 2), (0.0, 0.0, 1.0)), seed=2),
     trees((2, (5, 4, 6), (1.0, 0.3, 0.6)), (6, (3, 2), (0.5, 0.5)), seed=3),
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
-    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
 
 
 @pytest.fixture(autouse=True)

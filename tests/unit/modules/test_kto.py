@@ -17,7 +17,7 @@ from lion_lightning.modules.kto import KTOModule
 from lion_lightning.references.base import AdapterOffReference, FrozenReference, NoReference
 from lion_lightning.references.cached import CachedReference
 from lion_lightning.types import PackedBatch, keep_answers
-from tests.tiny import Rows, merge, tokenizer_folder, trainer, trees
+from tests.tiny import Rows, merge, trainer, trees
 from tests.unit.modules.answer_modules import (
     against_another,
     assert_same_steps,
@@ -35,11 +35,6 @@ BATCHES = [
     trees((2, (5, 4), (1.0, NONE)), (6, (3, 2, 5), (0.0, 1.0, NONE)), seed=3),
 ]
 PLAIN = [trees((5, (4, 7), (1.0, 0.0)), (3, (6,), (1.0,)), seed=1), trees((4, (1,), (0.0,)), seed=2)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
-    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
 
 
 @pytest.fixture(autouse=True)

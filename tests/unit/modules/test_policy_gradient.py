@@ -12,17 +12,12 @@ from lion_lightning.losses import DAPOLoss, GRPOLoss
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.policy_gradient import PolicyGradientModule
 from lion_lightning.types import LossOutput, PackedBatch, SumOver
-from tests.tiny import alone_all, tokenizer_folder, trees
+from tests.tiny import alone_all, trees
 from tests.unit.modules.answer_modules import against_another, built
 
 SIZES = trees((5, (4, 7, 3), (10.0, 0.0, 0.0)), (3, (6, 5), (0.0, 1.0)), seed=1)
 """Groups of three and of two answers."""
 EQUAL = trees((5, (4, 7, 3), (0.1, 0.1, 0.1)), (3, (6, 5), (1.0, 1.0)), seed=1)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
-    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
 
 
 def computed(module: Any, batch: PackedBatch) -> tuple[LossOutput, dict[str, float]]:

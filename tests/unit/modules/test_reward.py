@@ -28,7 +28,7 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules.reward import RewardModule
 from lion_lightning.types import PackedBatch, Sample, SampleSegment
 from tests.marks import slow
-from tests.tiny import Rows, merge, pairs, policy, row, shallow, tokenizer_folder, trainer
+from tests.tiny import Rows, merge, pairs, policy, row, shallow, trainer
 
 BATCHES = [pairs((5, 4, 7), (3, 6, 2), seed=1), pairs((4, 1, 3), seed=2), pairs((2, 5, 5), (6, 3, 3), seed=3)]
 
@@ -42,11 +42,6 @@ class Given(nn.Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         return self.rewards
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
-    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
 
 
 def module(tokenizer: TokenizerSpec, lr: float = 0.5, **options: Any) -> RewardModule:

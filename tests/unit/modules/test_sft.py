@@ -18,14 +18,9 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.modules import SFTModule
 from lion_lightning.ops.logprobs import LOGITS_PER_TILE
 from lion_lightning.types import PackedBatch
-from tests.tiny import VOCABULARY, LargestTensor, Rows, alone, alone_all, merge, row, shallow, tokenizer_folder, trainer
+from tests.tiny import VOCABULARY, LargestTensor, Rows, alone, alone_all, merge, row, shallow, trainer
 
 LONG, SHORT = row(seed=1), row(seed=2, supervised=[3, 4])
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
-    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
 
 
 def module(tokenizer: TokenizerSpec, lr: float = 0.0, **options: Any) -> SFTModule:

@@ -35,7 +35,7 @@ from lion_lightning.strategies import FSDP2Strategy
 from lion_lightning.types import Sample, SampleSegment
 from tests.distributed.fsdp1 import FSDPOnCPU
 from tests.marks import exhaustive
-from tests.tiny import VOCABULARY, Rows, pairs, row, shallow, tokenizer_folder, trainer
+from tests.tiny import VOCABULARY, Rows, pairs, row, shallow, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -61,11 +61,6 @@ CASES: dict[str, dict[str, Any]] = {
     "adalomo, lora": {"optimizer": "adalomo", "spec": {"lora": LoRASpec(r=2)}, "clip": 0.5},
     "sgd, experts balanced": {"optimizer": "sgd", "shape": MOE, "options": {"router_aux_loss_coef": 0.1}},
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
-    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
 
 
 def module(

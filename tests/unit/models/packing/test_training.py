@@ -20,14 +20,9 @@ from lion_lightning.references.base import AdapterOffReference, FrozenReference
 from lion_lightning.references.cached import CachedReference
 from tests.families import MIXERS, family
 from tests.marks import slow
-from tests.tiny import Rows, pairs, row, tokenizer_folder, trainer
+from tests.tiny import Rows, pairs, row, trainer
 
 BATCHES = [pairs((5, 4, 7), (3, 6, 2), seed=1), pairs((4, 1, 3), seed=2), pairs((2, 5, 5), (6, 3, 3), seed=3)]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
-    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
 
 
 def trained(tokenizer: TokenizerSpec, attention: str, name: str, reference: Any, **spec: Any) -> dict[str, Tensor]:

@@ -23,18 +23,13 @@ from lion_lightning.modules import CosineWithWarmup, DPOModule, LinearWithWarmup
 from lion_lightning.modules.checkpointing.resumed_settings import _shown, changes
 from lion_lightning.references.base import FrozenReference, MixedReference
 from tests.marks import slow_but
-from tests.tiny import DOCUMENTS, Rows, pairs, row, shallow, tokenizer_folder, trainer
+from tests.tiny import DOCUMENTS, Rows, pairs, row, shallow, trainer
 
 ROWS = [row(*DOCUMENTS, seed=seed) for seed in range(6)]
 PAIRS = [pairs((4, 3, 5), (2, 6, 4), seed=seed) for seed in range(6)]
 
 Adam = partial(AdamW, lr=1e-2, weight_decay=0.1)
 Cosine = partial(CosineWithWarmup, warmup=0)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TokenizerSpec:
-    return TokenizerSpec(str(tokenizer_folder(tmp_path_factory.mktemp("tokenizer"))))
 
 
 Fit = Callable[..., Any]
