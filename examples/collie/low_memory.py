@@ -77,8 +77,9 @@ def train(folder, optimizer, seed, fused, clip=CLIP):
         enable_model_summary=False,
     )
     trainer.fit(module, data)
-    state = [value for entries in trainer.optimizers[0].state.values() for value in entries.values()]
-    size = sum(value.nbytes for value in state if isinstance(value, torch.Tensor))
+    size = 0
+    for entries in trainer.optimizers[0].state.values():
+        size += sum(value.nbytes for value in entries.values() if isinstance(value, torch.Tensor))
     return watch, trainer.callback_metrics["val/loss"].item(), size
 
 

@@ -88,12 +88,11 @@ class AdaLomo(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state; it stays fp32, where torch would cast it to the dtype of the weights."""
         super().load_state_dict(state_dict)
-        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        for number, parameter in zip(numbers, parameters, strict=True):
-            for name, value in state_dict["state"].get(number, {}).items():
-                device = value.device if name == "step" else parameter.device
-                self.state[parameter][name] = value.to(device, torch.float32, copy=True)
+        for stored, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
+            for number, parameter in zip(stored["params"], group["params"], strict=True):
+                for name, value in state_dict["state"].get(number, {}).items():
+                    device = value.device if name == "step" else parameter.device
+                    self.state[parameter][name] = value.to(device, torch.float32, copy=True)
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
         assert parameter.grad is not None

@@ -188,7 +188,9 @@ class Sharded(Placement):
         """For each micro-batch weights gathered twice and gradients reduced in fp32; those of references once."""
         size = 2 if job.mixed else 4 if job.spec.dtype == "float32" else 2
         own = sum(parameter.numel() for parameter in job.model.parameters())
-        theirs = sum(p.numel() for spec in job.references for p in meta_model(spec).parameters())
+        theirs = 0
+        for spec in job.references:
+            theirs += sum(parameter.numel() for parameter in meta_model(spec).parameters())
         reduced = sum(parameter.numel() for parameter in job.trained)
         sent = (2 * own + theirs) * size + 4 * reduced
         return job.accumulate * sent * (self.devices - 1) / self.devices

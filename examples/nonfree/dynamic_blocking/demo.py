@@ -59,7 +59,9 @@ def make_rows(count: int, seed: int) -> list[dict[str, str]]:
 
 def write_model(folder: Path) -> None:
     """A tokenizer with a token a word, and the config of a Llama of 0.8M parameters."""
-    words = ["<unk>", "<end>", "<answer>", *(form + str(meaning) for form in "ab" for meaning in range(MEANINGS))]
+    words = ["<unk>", "<end>", "<answer>"]
+    for form in "ab":
+        words += [form + str(meaning) for meaning in range(MEANINGS)]
     made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"eos_token": "<end>", "pad_token": "<end>", "unk_token": "<unk>", "extra_special_tokens": ["<answer>"]}

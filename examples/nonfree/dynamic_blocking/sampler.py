@@ -79,8 +79,10 @@ class BlockingSampler(TransformersSampler):
                 f"sampling.temperature is 0 and blocking.p is {self.blocking.p}, so the {n} answers per prompt would "
                 "be identical; raise the temperature, or set a p between 0 and 1"
             )
-        # A greedy answer to each of n copies of a prompt.
-        answers = super().sample([prompt for prompt in prompts for _ in range(n)], 1, seed)
+        copies: list[Prompt] = []
+        for prompt in prompts:
+            copies += [prompt] * n  # a greedy answer to each
+        answers = super().sample(copies, 1, seed)
         return [[answer for (answer,) in answers[first : first + n]] for first in range(0, len(answers), n)]
 
     @override

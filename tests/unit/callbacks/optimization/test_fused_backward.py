@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, AdamW, Optimizer
 
 from lion_lightning.callbacks import FusedBackward
-from lion_lightning.callbacks.optimization.fused_backward import FusedGradients, require_stepped_alone
+from lion_lightning.callbacks.optimization.fused_gradients import FusedGradients, require_stepped_alone
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.spec import PolicySpec
