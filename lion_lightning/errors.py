@@ -107,10 +107,11 @@ def is_user_error(error: Exception) -> bool:
         return True
     if checkpoint_being_restored(error) is not None:
         return True
-    # EarlyStopping raises a RuntimeError for a metric that is not logged, Adam an AssertionError for ``capturable``;
-    # running out of memory is a subclass of RuntimeError.
+    # EarlyStopping raises a RuntimeError for a metric that is not logged, the trainer for a callback that is there
+    # twice, Adam an AssertionError for ``capturable``; running out of memory is a subclass of RuntimeError.
     explained = type(error) in (RuntimeError, AssertionError) and str(error) != ""
-    return explained and raised_in(error).startswith(("lightning.pytorch.callbacks.", "torch.optim."))
+    callbacks = ("lightning.pytorch.callbacks.", "lightning.pytorch.trainer.connectors.callback_connector")
+    return explained and raised_in(error).startswith((*callbacks, "torch.optim."))
 
 
 def raised_in(error: BaseException) -> str:

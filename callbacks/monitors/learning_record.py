@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ class LearningRecord(Callback):
                 "LearningRecord: losses of %s documents before training and after %d epochs are in %s; `python -m "
                 "lion_lightning.data.learning %s` lists the rows that were learnt least, wrong answers among them, and "
                 "lion_lightning.data.learning.LatestLearnt in data.document_filters trains on those learnt last",
-                *(f"{len(self._losses.places):,}", self._losses.epochs, path, path),
+                *(f"{len(self._losses.places):,}", self._losses.epochs, path, shlex.quote(str(path))),
             )
 
     @override

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import EarlyStopping
 
 from lion_lightning import PolicySpec, SFTModule, TokenizerSpec
+from lion_lightning.callbacks import LearningRecord
 from lion_lightning.errors import checkpoint_being_restored, explain, is_user_error
 from lion_lightning.models.tokenizer import read_template
 from lion_lightning.processes.entry_point import run_guarded
@@ -202,6 +203,7 @@ def test_an_entry_of_a_checkpoint_that_cannot_be_restored_is_told_with_the_file(
     [
         ("SparseAdam does not support dense gradients", torch.optim.SparseAdam, []),
         ("conditioned on metric `nope`", torch.optim.AdamW, [EarlyStopping("nope")]),
+        ("more than one stateful callback of type `LearningRecord`", torch.optim.AdamW, [LearningRecord()] * 2),
     ],
 )
 def test_what_a_named_class_says_of_itself_is_one_line(

@@ -132,6 +132,11 @@ class LatestLearnt(DocumentFilter):
     def _chosen(self, candidates: Candidates, percentages: Floats, usable: Numbers) -> Choice:
         """Which candidates are kept of those that have a percentage."""
         usable = usable[np.lexsort(candidates.digests[usable].T)]  # by content: nothing rests on the rows' order
+        if not len(usable):
+            raise ValueError(
+                f"LatestLearnt: no document of source {candidates.source.label} has a learning percentage: none had a "
+                f"supervised token, or training changed no loss; look at {self.record}, and record another run"
+            )
         labels = self._labels(candidates, usable)
         counts = shared_out(np.bincount(labels, minlength=self.clusters), self.share)
         if not counts.sum():

@@ -50,7 +50,7 @@ class TrajectoryReport(TreeReport):
     """
 
     noun: ClassVar[str] = "trajectories"
-    kind: ClassVar[str] = "answers"
+    kind: ClassVar[str] = "trajectories"
 
     rewarded: int
 

@@ -274,6 +274,9 @@ def test_what_cannot_be_chosen_from_is_refused(bench: Bench) -> None:
     for share, options, said in wrong:
         with pytest.raises(ValueError, match=said):
             bench.kept(share, **options)
+    bench.record([float("nan")] * 4)
+    with pytest.raises(ValueError, match=r"no document of source a has a learning percentage: .*; look at .*, and rec"):
+        bench.kept(0.5)
     bench.record(PERCENTAGES).first(2).write(bench.path)
     with pytest.raises(ValueError, match="needs losses after 2 epochs at least, and the record has 1"):
         bench.kept(0.5)

@@ -11,6 +11,7 @@ import pytest
 
 from lion_lightning import Source
 from lion_lightning.experimental.q_sft import TrajectoryDataModule
+from lion_lightning.tools.inspect.inspection import inspect
 from lion_lightning.types import PackedBatch
 from tests.unit.data.letters import byte_tokenizer
 
@@ -98,3 +99,11 @@ def test_a_trajectory_that_is_too_long_is_left_out_with_its_reward(tmp_path: Pat
 def test_rows_that_say_nothing_to_learn_are_one_line(tmp_path: Path, row: dict[str, Any], line: str) -> None:
     with pytest.raises(ValueError, match=line):
         data(tmp_path, [row])
+
+
+def test_inspect_shows_the_form_and_the_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"prompt": "ab", "completion": "cd", "reward": 0.5}
+    inspect(data(tmp_path, [row]), 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("  form: prompt + completion (1 rows)") for line in lines)
+    assert any(line.startswith("--- answer 1, score 0.5, ") for line in lines)
