@@ -124,7 +124,8 @@ def exact_infills(module: SFTModule, form: Form, prompt: str, files: Sequence[st
     else:  # all prompts are equally long
         inputs = {"input_ids": torch.tensor(prompts), "attention_mask": torch.ones(len(prompts), len(prompts[0]))}
     options: dict[str, Any] = {"do_sample": False, "max_new_tokens": len(wanted[0]), "eos_token_id": wanted[0][-1]}
-    made = policy.causal_lm.generate(**inputs, pad_token_id=tokenizer.pad_token_id, **options)
+    model: Any = policy.causal_lm
+    made = model.generate(**inputs, pad_token_id=tokenizer.pad_token_id, **options)
     return sum(row[len(prompts[0]) :] == answer for row, answer in zip(made.tolist(), wanted, strict=True))
 
 

@@ -18,4 +18,5 @@ def hashed_words(texts: Sequence[str]) -> npt.NDArray[np.float64]:
     for number, text in enumerate(texts):
         for word in text.lower().split():
             points[number, blake2b(word.encode(), digest_size=1).digest()[0] % DIMENSIONS] += 1
-    return points / np.linalg.norm(points, axis=1, keepdims=True).clip(min=1e-9)
+    lengths: npt.NDArray[np.float64] = np.linalg.norm(points, axis=1, keepdims=True).clip(min=1e-9)
+    return points / lengths

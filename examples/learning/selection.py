@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
 from lion_lightning import PolicySpec, SFTDataModule, SFTModule, Source, TokenizerSpec
 from lion_lightning.callbacks import LearningRecord
@@ -119,7 +119,8 @@ def train(
         cache_dir=folder / "cache",
         document_filters=[*rules],
     )
-    config = make_config(tokenizer.load()).to_dict() | {"num_hidden_layers": 2}
+    words: Any = tokenizer.load()
+    config = make_config(words).to_dict() | {"num_hidden_layers": 2}
     made: dict[str, Any] = {"optimizer": partial(torch.optim.AdamW, lr=2e-3), "lr_scheduler": CosineWithWarmup}
     module = SFTModule(PolicySpec(config=config), tokenizer=tokenizer, **made)
     module.configure_model()
@@ -128,7 +129,7 @@ def train(
     quiet: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
-    callbacks = [LearningRecord()] if record else []
+    callbacks: list[Callback] = [LearningRecord()] if record else []
     trainer = Trainer(accelerator="cpu", max_epochs=epochs, default_root_dir=folder, callbacks=callbacks, **quiet)
     trainer.fit(module, datamodule=data)
     assert data.train_mixture is not None

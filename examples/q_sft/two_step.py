@@ -102,7 +102,7 @@ def play(model: str, sampler: TransformersSampler, count: int) -> float:
     tokenizer = TokenizerSpec(model).load()
 
     def choose(conversations: list[Any], seed: int) -> list[str]:
-        texts = [
+        texts: list[Any] = [
             tokenizer.apply_chat_template(each, add_generation_prompt=True, tokenize=False) for each in conversations
         ]
         prompts = [Prompt(text, tuple(tokenizer.encode(text))) for text in texts]

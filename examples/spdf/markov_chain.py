@@ -76,8 +76,13 @@ def train(
         optimizer=partial(AdamW, lr=rate, betas=(0.9, 0.95), weight_decay=0.1),
         lr_scheduler=CosineWithWarmup,
     )
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    fitting = {"max_steps": steps, "gradient_clip_val": 1.0, "limit_val_batches": 0, "enable_model_summary": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    fitting: dict[str, Any] = {
+        "max_steps": steps,
+        "gradient_clip_val": 1.0,
+        "limit_val_batches": 0,
+        "enable_model_summary": False,
+    }
     Trainer(accelerator="cpu", callbacks=list(callbacks), **quiet, **fitting).fit(module, data)
     [metrics] = Trainer(accelerator="cpu", **quiet).validate(module, held_out, verbose=False)
     return metrics["val/loss"], module

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from lightning.pytorch import Trainer, seed_everything
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -92,8 +93,10 @@ def train(folder: Path, steps: int, seed: int) -> RolloutPolicy:
     data = SFTDataModule([Source(str(train))], tokenizer, max_length=512)
     adamw, schedule = partial(AdamW, lr=3e-3), partial(LinearWithWarmup, warmup=0.1)
     module = SFTModule({"config": str(folder)}, tokenizer=tokenizer, optimizer=adamw, lr_scheduler=schedule)
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    Trainer(max_steps=steps, accelerator="cpu", **dict.fromkeys(quiet, False)).fit(module, data)
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    Trainer(max_steps=steps, accelerator="cpu", **quiet).fit(module, data)
     return RolloutPolicy(module.policy_model, tokenizer.load())
 
 
@@ -102,7 +105,7 @@ def paraphrase(policy: RolloutPolicy, sources: list[str], p: float, seed: int, n
     prompts = []
     for source in sources:
         turns = [{"role": "user", "content": source}]
-        ids = policy.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        ids: Any = policy.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
         prompts.append(Prompt(source, tuple(ids), tuple(turns)))
     sampler = BlockingSampler(SamplingSettings(temperature=0.0, max_new_tokens=16), 256, Blocking(p))
     sampler.open(policy)
