@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lion_lightning.distributed.ranks import Ranks
+from lion_lightning.distributed.replicas import sum_over_replicas
 from lion_lightning.losses.groups.group import GroupLoss
 from lion_lightning.losses.pairs.preference import PreferenceLoss
 from lion_lightning.models.generation.greedy import evaluating
@@ -172,7 +173,7 @@ class OnlineModule(PolicyReferenceModule[LossT], ABC):
                     own = view.logps(self.policy_model(batch)).sums
                     start = view.logps(self.start(batch, self.policy_model)).sums
                 total += torch.stack([(own - start).sum(), own.new_tensor(len(own))])
-        log_ratios, answers = self._add_up(total)
+        log_ratios, answers = sum_over_replicas(total, self.trainer.strategy)
         mean: torch.Tensor = log_ratios / answers.clamp_min(1.0)
         return mean
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 from typing_extensions import override
 
 from lion_lightning.distributed.ranks import Ranks
@@ -136,7 +136,7 @@ class PolicyReferenceModule(AlignmentModule, ABC, Generic[LossT]):
     ) -> None:
         """Step, then let loss and reference follow."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.loss.after_step(self._add_up)
+        self.loss.after_step(partial(sum_over_replicas, strategy=self.trainer.strategy))
         self.reference.after_step(self.global_step + 1, self.policy_model)  # Lightning counts when this returns
 
     @override
@@ -147,9 +147,6 @@ class PolicyReferenceModule(AlignmentModule, ABC, Generic[LossT]):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.reference.restore(checkpoint.get("lion", {}).get("reference", {}))
-
-    def _add_up(self, values: Tensor) -> Tensor:
-        return sum_over_replicas(values, self.trainer.strategy)
 
     def _precompute_all(self) -> None:
         ranks = Ranks.of(self.trainer.strategy)
