@@ -46,6 +46,7 @@ class PeakMemory(Callback):
         self._global_step = trainer.global_step
         try:
             reset_peaks(trainer.strategy.root_device)
+            peaks(trainer.strategy.root_device)
             self._known = True
         except OSError as error:
             self._known = False
@@ -66,11 +67,17 @@ class PeakMemory(Callback):
 
 
 def peaks(device: torch.device) -> dict[str, int]:
-    """Most bytes since :func:`reset_peaks`, by what they are."""
+    """Most bytes since :func:`reset_peaks`, by what they are.
+
+    Raises:
+        OSError: The system does not tell.
+    """
     if device.type == "cuda":
         allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
         return {"peak_memory": allocated, "peak_memory_reserved": reserved}
-    _, _, rest = STATUS.read_text(encoding="ascii").partition("VmHWM:")
+    _, found, rest = STATUS.read_bytes().partition(b"VmHWM:")  # the process's name may be in any encoding
+    if not found:
+        raise OSError(f"{STATUS} has no VmHWM")  # as in some sandboxes
     return {"peak_memory": int(rest.split()[0]) * 1024}
 
 

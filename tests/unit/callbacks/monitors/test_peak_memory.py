@@ -97,6 +97,24 @@ def test_a_system_that_does_not_tell_is_said_once(
         assert fit(bench) == [{}] * 6
 
 
+@pytest.mark.parametrize("status", [None, b"Name:\tpython\nVmRSS:\t5 kB\n"])
+def test_a_system_that_takes_the_order_and_does_not_tell_is_said_once(
+    status: bytes | None, bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if status is not None:
+        (tmp_path / "status").write_bytes(status)
+    monkeypatch.setattr(peak_memory, "CLEAR", tmp_path / "clear_refs")
+    monkeypatch.setattr(peak_memory, "STATUS", tmp_path / "status")
+    with pytest.warns(UserWarning, match="does not tell a process's peak"):
+        assert fit(bench) == [{}] * 6
+
+
+def test_the_name_of_a_process_may_have_any_letters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "status").write_bytes(b"Name:\t\xfcbung\nVmHWM:\t    3 kB\nVmRSS:\t 2 kB\n")
+    monkeypatch.setattr(peak_memory, "STATUS", tmp_path / "status")
+    assert peak_memory.peaks(torch.device("cpu")) == {"peak_memory": 3 * 1024}
+
+
 def test_every_is_positive() -> None:
     with pytest.raises(ValueError, match=r"PeakMemory\.every: 0 must be at least 1"):
         PeakMemory(every=0)
