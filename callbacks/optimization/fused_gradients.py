@@ -88,7 +88,8 @@ class FusedGradients(StepGradients):
         parameter.grad = None
 
     def _measure(self, number: int, parameter: Any) -> None:
-        norm = torch.linalg.vector_norm(to_local(parameter.grad), dtype=torch.float32)
+        gradient = to_local(parameter.grad)
+        norm = torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
         self._squares = self._squares.to(norm.device) + norm.double().square()
 
     def _clip(self, number: int, parameter: Any) -> None:

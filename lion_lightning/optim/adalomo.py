@@ -134,7 +134,7 @@ def _mean(tensor: Tensor, dim: int) -> Tensor:
 
 def _rms(tensor: Tensor) -> Tensor:
     """Root of the mean square of all numbers, a plain scalar."""
-    norm = torch.linalg.vector_norm(tensor, dtype=torch.float32)
+    norm = torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm) / math.sqrt(tensor.numel())
 
 

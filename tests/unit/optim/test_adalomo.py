@@ -112,6 +112,13 @@ def test_groups_have_their_own_rates_and_decay() -> None:
     assert one.tolist() == pytest.approx([3 - 0.1 * 12.5**0.5, 4 - 0.1 * 12.5**0.5])
 
 
+def test_weights_in_fp64_are_stepped_too() -> None:
+    weight = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    step(AdaLomo([weight], lr=0.1, weight_decay=0.5), weight, [1.0, 1.0])
+    rate = 0.1 * 12.5**0.5
+    assert weight.tolist() == pytest.approx([3 - rate * (1 + 0.5 * 3), 4 - rate * (1 + 0.5 * 4)])
+
+
 def test_the_state_of_bf16_weights_is_fp32_and_comes_back_so() -> None:
     def made() -> tuple[nn.Parameter, AdaLomo]:
         weight = nn.Parameter(torch.tensor(MATRIX, dtype=torch.bfloat16))

@@ -120,6 +120,14 @@ def test_it_trains_as_steps_after_the_backward_pass_do(
     assert all(torch.equal(p, start[name]) for name, p in fused.named_parameters() if not p.requires_grad)
 
 
+def test_weights_in_fp64_too(tokenizer: TokenizerSpec) -> None:
+    plain, fused = module(tokenizer), module(tokenizer)
+    expected = fit(plain, gradient_clip_val=0.5, precision="64-true")
+    found = fit(fused, FusedBackward(clip_norm=0.5), precision="64-true")
+    assert found[-1] == pytest.approx(expected[-1], rel=1e-5)
+    assert_close(fused, plain)
+
+
 def test_preference_pairs_too(tokenizer: TokenizerSpec) -> None:
     def made() -> DPOModule:
         torch.manual_seed(0)
