@@ -23,7 +23,7 @@ _STRUCTURE = re.compile(
 _ALTERNATIVE = re.compile(r"Expected a path but|Expected a dot import path|Not a valid subclass of|Expected an? ")
 _EXPECTED = re.compile(r"Expected an? (?:<class '(?:[\w.]+\.)?(\w+)'>|typing\.Literal\[(.+)\]|(.+))")
 _SUBCLASS = re.compile(r"Not a valid subclass of (\w+)")
-_NESTED = re.compile(r"NestedArg\(key='([\w.]+)'")
+_NESTED = re.compile(r"NestedArg\(key='([\w.]+)', val='?(.*?)'?\)")
 _OTHER_KIND = re.compile(r"Import path (?:([\w.]+) )?does not correspond to a subclass of (\w+)")
 _UNKNOWN_NAME = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _ABSENT = re.compile(r"No module named '(\w+)'")
@@ -188,9 +188,12 @@ class _Report:
                 wanted.append(found[1] or (found[2].replace(", ", " | ") if found[2] else found[3]))
         if not wanted:
             wanted = ["a class_path"] if any("dot import" in leaf for leaf in self.leaves) else self.leaves
-        if nested := _NESTED.match(self.value):  # an argument of a class that is not given
-            return f"no class_path is given before --{'.'.join(self.keys)}.{nested[1]}; put -c FILE before it"
-        given = f", got {self.value[:_LONGEST_VALUE]}" if self.value else ""
+        value = self.value
+        if nested := _NESTED.match(value):
+            if nested[1] != self.keys[-1]:  # an argument of a class that is not given
+                return f"no class_path is given before --{'.'.join(self.keys)}.{nested[1]}; put -c FILE before it"
+            value = nested[2]
+        given = f", got {value[:_LONGEST_VALUE]}" if value else ""
         return f"expected {' or '.join(wanted)}{given}"
 
     def _file_for_sources(self) -> str:

@@ -130,6 +130,12 @@ def test_a_setting_before_the_config_says_so() -> None:
     assert line(["--model.policy.path=x", *BASE]) == said
 
 
+def test_an_argument_of_the_configs_optimizer_names_its_type() -> None:
+    adamw = "--model.optimizer={class_path: torch.optim.AdamW}"
+    found = line([*BASE, *NEEDED, adamw, "--model.optimizer.init_args.eps=x"])
+    assert found == "model.optimizer.eps: expected float, got x"
+
+
 def test_data_without_a_class_is_no_empty_data_module() -> None:
     said = "data: class_path is missing; set it, e.g. to lion_lightning.SFTDataModule"
     assert line([BASE[0], "--model.policy=gpt2", "--data={}"]) == said
