@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> None:
     losses = RecordedLosses.read(options.record)
     trained = np.flatnonzero(losses.targets > 0)
     means = losses.nll[:, trained] / losses.targets[trained]
-    keys = -means[-1] if options.by == "loss" else learning_percentages(losses)[trained]
+    highest = -np.nan_to_num(means[-1], nan=np.inf, posinf=np.inf)  # a loss that is no number is shown first
+    keys = highest if options.by == "loss" else learning_percentages(losses)[trained]
     untrained = len(losses.targets) - len(trained)
     print(f"{len(trained):,} documents; {untrained:,} more have no supervised token")
     print("mean loss of a token before training and after each epoch:")

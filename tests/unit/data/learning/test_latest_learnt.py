@@ -293,5 +293,11 @@ def test_the_program_lists_what_was_learnt_least_or_last(bench: Bench, capsys: p
     assert first == "3 documents; 1 more have no supervised token"
     assert second == "mean loss of a token before training and after each epoch:"
     assert rows == ["  2.303    1.609    1.386  a.jsonl:2", "  2.303    2.079    1.099  a.jsonl:3"]
+    nll[2, 0] = np.nan
+    replace(losses, nll=nll).write(bench.path)
+    main([str(bench.path), "--first", "1"])
+    assert capsys.readouterr().out.splitlines()[2:] == ["  2.303    1.386      nan  a.jsonl:1"]
+    nll[2, 0] = np.log(2)
+    replace(losses, nll=nll).write(bench.path)
     main([str(bench.path), "--by", "percentage", "--first", "1"])  # 0.75, 0.83 and 0.29
     assert capsys.readouterr().out.splitlines()[2:] == ["  2.303    2.079    1.099  a.jsonl:3"]
