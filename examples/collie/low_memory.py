@@ -94,7 +94,8 @@ def compare(folder, seeds):
         losses = "  ".join(f"{loss:.3f}" for loss in found[name])
         print(f"{name:10} {state:16,} {watch.most:18,}   {losses}")
     mean, low, high = mean_interval([other - one for one, other in zip(*found.values(), strict=True)])
-    print(f"AdaLomo less AdamW: {mean:+.3f} [{low:+.3f}, {high:+.3f}] (95%)")
+    interval = f" [{low:+.3f}, {high:+.3f}] (95%)" if seeds > 1 else ", of one seed"
+    print(f"AdaLomo less AdamW: {mean:+.3f}{interval}")
     return found
 
 
