@@ -57,7 +57,7 @@ def train(rows: Sequence[PackedBatch], depth: int, steps: int, seed: int, folder
         optimizer=partial(AdamW, lr=3e-3),
     )
     drawn = np.random.default_rng(seed).integers(LANGUAGES, size=steps)
-    episodes: Any = [rows[language] for language in drawn.repeat(depth + 1)]
+    episodes: Any = [rows[language] for language in drawn.repeat(depth + 1).tolist()]
     trainer = Trainer(
         max_epochs=1,
         accumulate_grad_batches=depth + 1,

@@ -20,7 +20,7 @@ from lion_lightning.data.document_filters.applied import read_decision
 from lion_lightning.data.learning.record import RecordedLosses
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.sources.source import Source
-from lion_lightning.data.store.tokenized import manifest_path, read_batches, read_shard, shard_path
+from lion_lightning.data.store.shards import manifest_path, read_batches, read_shard, shard_path
 from lion_lightning.data.streaming.mixing import Cursor
 from lion_lightning.data.streaming.reading import Line, Place, SourceReader
 from lion_lightning.distributed.rendezvous import WorkerGroup

@@ -57,11 +57,14 @@ class SpecialTokens(NamedTuple):
             ValueError: One is not a token of the tokenizer, or stands for something else, too; or it has no EOS.
         """
         known = tokenizer.get_vocab()
+        if not all(tokens):
+            raise ValueError("data.corruption: one of its tokens is empty; name a token of the tokenizer")
         if missing := [token for token in tokens if token not in known]:
             parts = len(tokenizer.encode(missing[0], add_special_tokens=False))
+            named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
             raise ValueError(
-                f"data.corruption needs {', '.join(missing)}, and {missing[0]} is {parts or 'none'} of the tokenizer's "
-                "tokens; add them to tokenizer.special_tokens, or name tokens that it has"
+                f"data.corruption needs {named}, and {missing[0]} is {parts or 'none'} of the tokenizer's tokens; add "
+                "them to tokenizer.special_tokens, or name tokens that it has"
             )
         if tokenizer.eos_token_id is None:
             raise ValueError(

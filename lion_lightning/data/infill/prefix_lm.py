@@ -22,9 +22,17 @@ class PrefixLM(Corruption):
     Args:
         infill: A corruption whose context is the prefix and whose answer follows; None for a document as it is, cut at
             a uniform place.
+
+    Raises:
+        ValueError: The corruption has a prefix itself.
     """
 
     infill: Corruption | None = None
+
+    def __post_init__(self) -> None:
+        """Check the corruption."""
+        if isinstance(self.infill, PrefixLM):
+            raise ValueError("PrefixLM: infill is a PrefixLM, too; give the corruption within it, or leave it out")
 
     @property
     @override

@@ -35,16 +35,16 @@ from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.digests import digests
 from lion_lightning.data.store.example_batch import Encoder, ExampleBatch
 from lion_lightning.data.store.runs import RUNS, runs_of
-from lion_lightning.data.store.tokenized import (
+from lion_lightning.data.store.shards import (
     DAMAGE,
     SCHEMA,
-    TokenTable,
     manifest_path,
     read_batches,
     read_shard,
     shard_path,
     tokens_digest,
 )
+from lion_lightning.data.store.tokenized import TokenTable
 from lion_lightning.distributed.rendezvous import ALONE, WorkerGroup
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,9 @@ from lion_lightning.data.selection.mixture import Filters
 from lion_lightning.data.selection.spans import FilterCounts, Spans
 from lion_lightning.data.sources.source import Source
 from lion_lightning.data.store.example_batch import Encoder, ExampleBatch
+from lion_lightning.data.store.shards import Shard
 from lion_lightning.data.store.tokenize import record_batch
-from lion_lightning.data.store.tokenized import Shard, TokenBatches
+from lion_lightning.data.store.tokenized import TokenBatches
 from lion_lightning.data.streaming.reading import Line, Place, RawBlock
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from lion_lightning.data.infill import Corrupted, FillInMiddle, SpanInfill
+from lion_lightning.data.infill import Corrupted, FillInMiddle, PrefixLM, SpanInfill
 from lion_lightning.data.infill.spans import draw_spans
 from tests.unit.data.infill.files import BOS, EOM, EOS, MASKS, SEP, SPECIAL, file_of, ids
 
@@ -140,6 +140,7 @@ def test_spans_are_joined_where_too_few_tokens_are_kept() -> None:
         (lambda: SpanInfill(spans=0), "spans is 0; give at least 1"),
         (lambda: SpanInfill(mask="<mask>"), "for all 4 spans"),
         (lambda: FillInMiddle(spm=1.5), "spm is 1.5; give a share from 0 to 1"),
+        (lambda: PrefixLM(PrefixLM()), "infill is a PrefixLM, too"),
     ],
 )
 def test_refusals(make: object, words: str) -> None:

@@ -283,6 +283,10 @@ def test_missing_special_tokens_are_named(source: MakeSource, module: Make) -> N
     words = "data.corruption needs <mask_2>, <mask_4>, and <mask_2> is 8 of the tokenizer's tokens; add them to"
     with pytest.raises(ValueError, match=words):
         ready(data)
+    with pytest.raises(ValueError, match="needs <mask_2>, <mask_4>, <mask_5> and 6 more, and <mask_2> is"):
+        ready(module([source(TEXTS)], tokenizer=data.tokenizer, corruption=SpanInfill(spans=11)))
+    with pytest.raises(ValueError, match="one of its tokens is empty; name a token"):
+        ready(module([source(TEXTS)], corruption=SpanInfill(separator="")))
 
 
 @pytest.mark.parametrize(
