@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lion_lightning.callbacks.folders import require_writable_root, write_json
-from lion_lightning.callbacks.optimization.fused_backward import FusedBackward
+from lion_lightning.callbacks.optimization.fused_backward import steps_within_backward
 from lion_lightning.callbacks.progress import readable
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.reports.tree_reports import AnswerReport, TreeReport
@@ -234,7 +234,7 @@ def _peak(trainer: Trainer, module: AlignmentModule, tokens: int) -> MemoryEstim
         str(trainer.precision),
         answers,
         accumulate=trainer.accumulate_grad_batches,
-        fused=any(isinstance(one, FusedBackward) for one in trainer.callbacks),  # type: ignore[attr-defined]
+        fused=steps_within_backward(trainer.callbacks),  # type: ignore[attr-defined]
         on_gpu=trainer.strategy.root_device.type != "cpu",
     )
     quantized = module.policy_spec.quantization is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -77,6 +78,11 @@ class FusedBackward(Callback):
         if isinstance(module, AlignmentModule) and isinstance(module.gradients, FusedGradients):
             module.gradients.release()
             module.gradients = StepGradients()
+
+
+def steps_within_backward(callbacks: Iterable[object]) -> bool:
+    """True if one of a trainer's callbacks steps the parameters within the backward pass."""
+    return any(isinstance(callback, FusedBackward) for callback in callbacks)
 
 
 def refuse_partial_gradients(trainer: Trainer) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from typing_extensions import override
 
-from lion_lightning.callbacks.optimization.fused_backward import FusedBackward
+from lion_lightning.callbacks.optimization.fused_backward import steps_within_backward
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.optimization.metrics import StepMetrics
 from lion_lightning.modules.optimization.run_length import accumulation
@@ -74,7 +74,7 @@ class MetaSFTModule(SFTModule):
                 "MetaSFTModule: 16-mixed scales the loss, and with it the steps within an episode; use trainer."
                 "precision: bf16-mixed"
             )
-        if any(isinstance(one, FusedBackward) for one in self.trainer.callbacks):  # type: ignore[attr-defined]
+        if steps_within_backward(self.trainer.callbacks):  # type: ignore[attr-defined]
             raise MisconfigurationException(
                 "MetaSFTModule takes its inner steps after the backward pass, and FusedBackward leaves no gradient "
                 "until then; take it out of trainer.callbacks, or use SFTModule"

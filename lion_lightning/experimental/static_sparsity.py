@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from typing_extensions import override
 
-from lion_lightning.callbacks.optimization.fused_backward import FusedBackward
+from lion_lightning.callbacks.optimization.fused_backward import steps_within_backward
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.distributed.same_settings import check_same_on_all_ranks
 from lion_lightning.models.packing.mixers import named_decoder_layers
@@ -71,7 +71,7 @@ class StaticSparsity(Callback):
                 "StaticSparsity prunes the weights that are trained, and policy.lora trains adapters next to them; "
                 "leave one of the two out"
             )
-        if any(isinstance(one, FusedBackward) for one in trainer.callbacks):  # type: ignore[attr-defined]
+        if steps_within_backward(trainer.callbacks):  # type: ignore[attr-defined]
             raise MisconfigurationException(
                 "StaticSparsity masks gradients before the optimizer step, and FusedBackward leaves none until then; "
                 "take one of the two out of trainer.callbacks"

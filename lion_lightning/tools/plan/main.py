@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from lion_lightning.callbacks.optimization.fused_backward import FusedBackward
+from lion_lightning.callbacks.optimization.fused_backward import steps_within_backward
 from lion_lightning.modules.group import GroupModule
 from lion_lightning.modules.online import OnlineModule
 from lion_lightning.modules.policy_gradient import PolicyGradientModule
@@ -123,7 +123,7 @@ def _job(cli: LionCLI, settings: Any, options: argparse.Namespace) -> Job:
         str(settings.precision or "32-true"),
         options.answers or groups,
         accumulate=int(settings.accumulate_grad_batches or 1),
-        fused=any(isinstance(callback, FusedBackward) for callback in settings.callbacks or ()),
+        fused=steps_within_backward(settings.callbacks or ()),
         overhead=round(options.overhead * GIB),
     )
     return with_recompute_of(settings.strategy, job)
