@@ -6,6 +6,7 @@ if __name__ != "lion_lightning.callbacks":
 
 from lion_lightning.callbacks.before_after import BeforeAfter
 from lion_lightning.callbacks.export import HuggingFaceExport
+from lion_lightning.callbacks.monitors.health import HealthMonitor
 from lion_lightning.callbacks.monitors.learning_record import LearningRecord
 from lion_lightning.callbacks.monitors.peak_memory import PeakMemory
 from lion_lightning.callbacks.monitors.throughput import TokenThroughput
@@ -19,6 +20,7 @@ from lion_lightning.callbacks.startup import StartupSummary
 __all__ = [
     "BeforeAfter",
     "FusedBackward",
+    "HealthMonitor",
     "HuggingFaceExport",
     "LearningRecord",
     "LionProgressBar",

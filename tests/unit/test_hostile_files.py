@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from lion_lightning.cache import read_json
+from lion_lightning.callbacks.monitors.health import read_findings
 from lion_lightning.data.document_filters.applied import read_decision
 from lion_lightning.data.learning.record import RecordedLosses
 from lion_lightning.data.reports.source_report import SourceReport
@@ -192,6 +193,10 @@ def test_stored_log_probs_are_read_as_data(name: str, reads: Any, tmp_path: Path
 
 def test_a_learning_record_is_read_as_data(reads: Any, tmp_path: Path) -> None:
     reads(tmp_path / "learning.arrow", lambda: RecordedLosses.read(tmp_path / "learning.arrow"))
+
+
+def test_findings_of_a_run_are_read_as_data(reads: Any, tmp_path: Path) -> None:
+    reads(tmp_path / "health.jsonl", lambda: read_findings(tmp_path / "health.jsonl"))
 
 
 def test_what_a_run_left_is_read_as_data(reads: Any, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from lion_lightning.callbacks import LionProgressBar, StartupSummary
+from lion_lightning.callbacks import HealthMonitor, LionProgressBar, StartupSummary
 from lion_lightning.models.checkpoints.files import newest_checkpoint, require_local
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.printing import require_no_secrets
@@ -78,7 +78,7 @@ class LionCLI(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add default loggers, a progress bar and a start-up summary, unless the config has others or disables them."""
+        """Add loggers, a bar, a summary and a health monitor, unless the config has others or disables them."""
         given = self._get(self.config_init, "trainer", default={})
         if given.get("logger") in (None, True):
             # `lion report` reads metrics.csv; TensorBoard's files are next to it, in one folder per run.
@@ -94,6 +94,8 @@ class LionCLI(LightningCLI):
             shown.append(LionProgressBar())
         if given.get("enable_model_summary") is None and not any(isinstance(one, StartupSummary) for one in own):
             shown.append(StartupSummary())
+        if not any(isinstance(one, HealthMonitor) for one in own):
+            shown.append(HealthMonitor())
         kwargs["callbacks"] = [StopBetweenSteps(), *lock, *logs, *own, *shown]
         # Lightning's summary only where it is asked for: ours is in its place.
         kwargs["enable_model_summary"] = bool(given.get("enable_model_summary"))
