@@ -9,7 +9,7 @@ MARKED = $(shell grep -rlw --include='test_*.py' 'mark\.$(1)' tests)
 DEMO := runs/demo
 SEEDS ?= 1
 
-.PHONY: help setup demo test slow distributed exhaustive vllm vllm-setup gpu bench bench-gpu lint format types build clean
+.PHONY: help setup demo test slow distributed exhaustive vllm vllm-setup gpu bench bench-gpu lint format types build docs-setup docs docs-serve clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -81,8 +81,23 @@ format: $(READY)  ## fix what ruff can fix
 types: $(READY)  ## mypy, strict
 	$(BIN)/mypy
 
+# NO_MKDOCS_2_WARNING leaves out a notice of the theme about its successor.
+MKDOCS := HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
+
+.venv/docs-ready: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs-setup: .venv/docs-ready
+
+docs: docs-setup  ## the site in site/: open site/index.html
+	$(MKDOCS) build --quiet --strict
+
+docs-serve: docs-setup  ## the site on 127.0.0.1:8000, rebuilt when a page changes
+	$(MKDOCS) serve --no-strict --dev-addr 127.0.0.1:8000
+
 build: $(READY)  ## wheel and sdist in dist/
 	$(BIN)/python -m build
 
 clean:  ## remove what the other targets made, runs/ excepted
-	rm -rf .venv .venv-vllm build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-vllm build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

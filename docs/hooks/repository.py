@@ -1,0 +1,78 @@
+"""Files outside docs/ as pages of the site, so that a relative link leads to the same thing there and on GitHub.
+
+README.md is the home page; CONTRIBUTING.md, CHANGELOG.md and examples/README.md are pages as they are. Any other text
+file that a page links to (a config, an example, a test) becomes a page that shows it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")
+LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".sh": "bash"}
+
+
+def site_path(path: str) -> str:
+    """Where a file of the repository lies below docs/, as the site sees it: ``docs/data.md`` is ``data.md``."""
+    if (ROOT / path).is_dir():
+        path = f"{path}/README.md"
+    if path == "README.md":
+        return "index.md"
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    return path if path.endswith(".md") else f"{path}.md"
+
+
+def linked(path: str, link: str) -> str:
+    """The file of the repository that a link on one of its pages leads to."""
+    return os.path.normpath(os.path.join(os.path.dirname(path), link))
+
+
+def source_page(path: str) -> str:
+    """A page that shows a file."""
+    text = (ROOT / path).read_text("utf-8")
+    if path.endswith(".md"):
+        return text
+    fence = "`" * 4
+    return f"# {path}\n\n{fence}{LANGUAGES.get(Path(path).suffix, 'text')}\n{text}{fence}\n"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages of this repository that are not in docs/, and those that any page links to."""
+    pages = [*PAGES, *(f"docs/{file.src_uri}" for file in files.documentation_pages())]
+    targets = {linked(page, link) for page in pages for link in LINK.findall((ROOT / page).read_text("utf-8"))}
+    outside = {path for path in targets if not path.startswith("docs/") and (ROOT / path).is_file()}
+    for path in sorted({*PAGES, *outside}):
+        files.append(File.generated(config, site_path(path), content=source_page(path)))
+    return files
+
+
+def with_links(markdown: str, here: str) -> str:
+    """A page of the repository with its links as the site needs them.
+
+    Args:
+        markdown: The page.
+        here: Its path on the site.
+    """
+    home = {site_path(path): path for path in PAGES}.get(here, f"docs/{here}")
+
+    def on_site(match: re.Match[str]) -> str:
+        return os.path.relpath(site_path(linked(home, match[1])), os.path.dirname(here) or ".")
+
+    return LINK.sub(on_site, markdown)
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn links between files of the repository into links between pages of the site."""
+    here = page.file.src_uri
+    if page.file.generated_by and here not in map(site_path, PAGES):
+        return markdown  # of the code: it has no such links
+    return re.sub(r"^```yaml-\w+", "```yaml", with_links(markdown, here), flags=re.M)
