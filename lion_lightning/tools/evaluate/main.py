@@ -70,6 +70,10 @@ def _rows(results: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield _interval("score", found)
         for kind, one in found["by"].items():
             yield _interval(f"  {kind}", one)
+        if "right" in found:
+            yield _interval("share of right answers", found["right"])
+        for name, one in found.get("parts", {}).items():
+            yield _interval(f"part of the score: {name}", one)
         yield "answers: length", f"{found['length']:.1f} characters", "", ""
         for name in ("unfinished", "empty"):
             yield f"answers: {name}", f"{found[name]:.1%}", "", ""

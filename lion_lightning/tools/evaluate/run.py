@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from lion_lightning.tools.evaluate.held_out import (
     preference_rewards,
     reward_model_accuracy,
 )
-from lion_lightning.tools.evaluate.scores import accuracy, categories, score_all, win_rate
+from lion_lightning.tools.evaluate.scores import accuracy, categories, judge_all, right_and_parts, win_rate
 from lion_lightning.types import Answer, Prompt
 
 logger = logging.getLogger(__name__)
@@ -163,10 +164,14 @@ def _answers(config: Evaluation) -> dict[str, Any]:
 
 def _scored(judge: Judge, config: Evaluation, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> dict[str, Any]:
     """Score answers, save the scores, and return their means and some counts of the answers."""
-    scores = [row[0] for row in score_all(judge, prompts, [[one] for one in answers])]
+    judged = judge_all(judge, prompts, [[one] for one in answers])
+    scores = [row[0] for row in judged.scores]
     lines = []
-    for prompt, one, score in zip(prompts, answers, scores, strict=True):
+    for number, (prompt, one, score) in enumerate(zip(prompts, answers, scores, strict=True)):
         row = {"question": prompt.question, "answer": one.text, "score": score, "row": dict(prompt.row)}
+        if len(judged.by_judge) > 1:
+            given = {name: rows[number][0] for name, rows in judged.by_judge.items()}
+            row["parts"] = {name: value for name, value in given.items() if not math.isnan(value)}
         lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
     path = config.out / SCORED
     with explain_write_errors(path, "scores", "give another `out`"), atomic_write(path) as temporary:
@@ -174,6 +179,7 @@ def _scored(judge: Judge, config: Evaluation, prompts: Sequence[Prompt], answers
     count = len(answers)
     return {
         **accuracy(scores, prompts, config.by),
+        **right_and_parts(judged),
         "length": sum(len(one.text) for one in answers) / count,  # in characters
         "unfinished": sum(one.finish_reason == "length" for one in answers) / count,
         "empty": sum(not one.text.strip() for one in answers) / count,

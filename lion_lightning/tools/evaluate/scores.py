@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from statistics import fmean
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lion_lightning.judges.base import Judge, score_answers
+from lion_lightning.judges.base import Judge, JudgeScores, score_answers
 from lion_lightning.readiness import opened
 from lion_lightning.tools.evaluate.intervals import Interval, bootstrap
 from lion_lightning.types import Answer, Prompt
@@ -54,14 +55,36 @@ def summary(values: Sequence[float], groups: Sequence[Hashable] | None = None) -
     return {**bootstrap(values, groups=groups)._asdict(), "count": len(values)}
 
 
+def right_and_parts(judged: JudgeScores) -> dict[str, Any]:
+    """Of first answers: ``right``, the share of right ones, and ``parts``, the mean of each part of a combined judge.
+
+    Both have bootstrap intervals over the prompts. What the judge does not say, or the score says already, is left out;
+    so is what a part has not rated.
+    """
+    found: dict[str, Any] = {}
+    if judged.right is not None and judged.right != [[score == 1 for score in row] for row in judged.scores]:
+        found["right"] = summary([float(row[0]) for row in judged.right])
+    if len(judged.by_judge) > 1:
+        found["parts"] = {}
+        for name, scores in judged.by_judge.items():
+            if rated := [row[0] for row in scores if not math.isnan(row[0])]:
+                found["parts"][name] = summary(rated)
+    return found
+
+
 def score_all(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]) -> list[list[float]]:
+    """Scores of :func:`judge_all`."""
+    return judge_all(judge, prompts, answers).scores
+
+
+def judge_all(judge: Judge, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]]) -> JudgeScores:
     """Load a judge, score answers and free the judge's memory.
 
     Raises:
         ValueError: The judge fails, or returns an invalid score.
     """
     with opened(judge, torch.device("cuda" if torch.cuda.is_available() else "cpu")):
-        return score_answers(judge, prompts, [[one.text for one in row] for row in answers]).scores
+        return score_answers(judge, prompts, [[one.text for one in row] for row in answers])
 
 
 def win_rate(

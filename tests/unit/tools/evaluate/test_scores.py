@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from lion_lightning.tools.evaluate.scores import accuracy, categories, gain, score_all, win_rate
+from lion_lightning.judges.base import JudgeScores
+from lion_lightning.tools.evaluate.scores import accuracy, categories, gain, right_and_parts, score_all, win_rate
 from lion_lightning.types import Answer, Prompt
 
 PROMPTS = [Prompt(f"q{number}", where=f"f.jsonl:{number + 1}", row={"kind": "ab"[number // 2]}) for number in range(4)]
@@ -132,3 +133,21 @@ def test_a_judge_that_fails_is_closed() -> None:
     with pytest.raises(ValueError, match="could not convert"):
         score_all(judge, PROMPTS[:1], [[Answer("no number")]])
     assert judge.calls == ["open", "close"]
+
+
+def test_a_combined_judge_tells_the_share_of_right_answers_and_the_mean_of_each_part() -> None:
+    nan = float("nan")
+    judged = JudgeScores(
+        [[0.75], [0.25]], {"right": [[1.0], [0.0]], "form": [[0.5], [nan]], "none": [[nan], [nan]]}, [[True], [False]]
+    )
+    found = right_and_parts(judged)
+    assert (found["right"]["estimate"], found["right"]["count"]) == (0.5, 2)
+    assert {name: (one["estimate"], one["count"]) for name, one in found["parts"].items()} == {
+        "right": (0.5, 2),
+        "form": (0.5, 1),  # the answer that it did not rate is left out
+    }
+
+
+def test_of_a_verifier_alone_the_score_says_it_all() -> None:
+    assert right_and_parts(JudgeScores([[1.0], [0.0]], {"v": [[1.0], [0.0]]}, [[True], [False]])) == {}
+    assert right_and_parts(JudgeScores([[0.4]], {"v": [[0.4]]})) == {}
