@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from lion_lightning.printing import literal, require_no_secrets
 from lion_lightning.tools.train.config_file import check_config_files
 from lion_lightning.tools.train.null_settings import refuse_nulls
+from lion_lightning.tools.train.replaced_lists import lists_replaced
 
 if TYPE_CHECKING:
     from lion_lightning.tools.evaluate.run import Evaluation
@@ -40,7 +41,8 @@ def parse(arguments: list[str]) -> Evaluation:
     parser = ArgumentParser(prog="lion evaluate", description=DESCRIPTION, exit_on_error=False)
     parser.add_argument("-c", "--config", action="config", help="a config file with these keys")
     parser.add_class_arguments(Evaluation, sub_configs=True)
-    parsed = parser.parse_args(arguments)
+    with lists_replaced():
+        parsed = parser.parse_args(arguments)
     require_no_secrets(parsed.as_dict())
     refuse_nulls(parsed.as_dict(), Evaluation)
     given = parser.instantiate(parsed)

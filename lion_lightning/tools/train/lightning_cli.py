@@ -23,6 +23,7 @@ from lion_lightning.printing import require_no_secrets
 from lion_lightning.tools.train.config_file import check_config_files
 from lion_lightning.tools.train.metrics_log import AtomicCSVLogger, LogShortRuns
 from lion_lightning.tools.train.null_settings import refuse_nulls
+from lion_lightning.tools.train.replaced_lists import lists_replaced
 from lion_lightning.tools.train.stopping import LockRootDir, StopBetweenSteps
 
 CONFIG_KEYS: Mapping[str, Collection[str] | None] = {
@@ -53,6 +54,12 @@ class LionCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """All subcommands of LightningCLI but ``predict``, for which alignment modules have no step."""
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a list replaces an earlier one."""
+        with lists_replaced():
+            super().parse_arguments(parser, args)
 
     @override
     def before_instantiate_classes(self) -> None:
