@@ -8,7 +8,6 @@ from collections import deque
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import override
 
+from lion_lightning.data.packing.padded import as_packed
 from lion_lightning.distributed.replicas import sum_over_replicas
 from lion_lightning.planning.flops import TrainingFlops, forward_flops, training_flops
 from lion_lightning.types import PackedBatch, keep_answers
@@ -39,7 +39,8 @@ class TokenThroughput(Callback):
 
     What counts as time: each micro-batch with its callbacks, and the wait for its data. Not validation, checkpoints and
     what happens between epochs; a wait that touches one of those is left out, since Lightning does not tell them apart.
-    Works with any module whose batches are :class:`~lion_lightning.types.PackedBatch`.
+    Works with any module whose batches are :class:`~lion_lightning.types.PackedBatch`, or padded ones as transformers
+    takes them (``input_ids``, ``attention_mask``, ``labels``), of which padding counts as capacity alone.
 
     Args:
         window: Optimizer steps to average over.
@@ -49,7 +50,7 @@ class TokenThroughput(Callback):
 
     Raises:
         ValueError: If an argument is not positive.
-        MisconfigurationException: At the first batch, if it is not a packed one.
+        MisconfigurationException: At the first batch, if it is neither.
     """
 
     def __init__(self, window: int = 20, peak_flops: float | None = None) -> None:
@@ -62,6 +63,7 @@ class TokenThroughput(Callback):
         self._watch = _Stopwatch()
         self._counts = torch.zeros(7, dtype=torch.float64)
         self._global_step = 0
+        self._batch: PackedBatch
         self._flops: TrainingFlops | None = None
         self._forward_flops: TrainingFlops | None = None
         self._peak: float | None = None
@@ -81,18 +83,14 @@ class TokenThroughput(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if not isinstance(batch, PackedBatch):
-            raise MisconfigurationException(
-                f"TokenThroughput reads PackedBatch, and the train dataloader yields {type(batch).__name__}: train "
-                "from a data module of lion_lightning, or take the callback out of trainer.callbacks."
-            )
+        self._batch = as_packed(batch, self)
         self._watch.start()
 
     @override
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._counts += torch.tensor(self._numbers(batch), dtype=torch.float64)
+        self._counts += torch.tensor(self._numbers(self._batch), dtype=torch.float64)
         if trainer.global_step > self._global_step:
             strategy = trainer.strategy
             summed = sum_over_replicas(self._counts.to(strategy.root_device), strategy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, repeat
 from typing import Any, NamedTuple
@@ -167,6 +167,14 @@ class PackedBatch:
     def pin_memory(self) -> PackedBatch:
         """Copy with every tensor in page-locked memory (``DataLoader(pin_memory=True)`` calls this)."""
         return self._map(lambda tensor: tensor.pin_memory())
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """One tensor, as long as there are pairs, else answers, else targets.
+
+        What ``self.log`` of any LightningModule weighs a batch by in the mean of an epoch, where it is given no
+        ``batch_size``: Lightning takes the first size that it finds in a batch, and warns of several.
+        """
+        yield self.targets.new_empty(len(self.pairs) or len(self.values) or len(self.targets))
 
     @property
     def answers(self) -> list[int]:

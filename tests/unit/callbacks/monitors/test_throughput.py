@@ -231,8 +231,34 @@ def test_rows_without_a_capacity_have_no_known_efficiency(bench: Bench, clock: C
 
 
 def test_other_batches_are_refused_with_the_fix(bench: Bench) -> None:
-    with pytest.raises(MisconfigurationException, match=r"yields dict: train from a data module"):
-        bench.fit(bench.trainer(TokenThroughput()), train=[{"input_ids": torch.ones(1, 3)}])
+    with pytest.raises(MisconfigurationException, match=r"this one has \['pixels'\]\); take TokenThroughput out of"):
+        bench.fit(bench.trainer(TokenThroughput()), train=[{"pixels": torch.ones(1, 3)}])
+
+
+def test_padding_of_a_plain_batch_is_capacity_and_no_token(bench: Bench, clock: Clock) -> None:
+    class Padded(LightningModule):
+        """A project that knows nothing of this package."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = tiny.policy(attention="sdpa").causal_lm
+
+        def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+            loss: torch.Tensor = self.model(**batch).loss
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    ids = torch.full((2, 4), 7)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask == 1, ids, -100)}
+    recorder = Recorder()
+    bench.fit(bench.trainer(TokenThroughput(1, 1e6), Turns(clock), recorder), Padded(), [batch])
+    rates = recorder.rates[0]
+    # six tokens of eight, of which all but the first of each sequence are targets
+    assert (rates["perf/tokens_per_second"], rates["perf/samples_per_second"]) == (6.0, 2.0)
+    assert (rates["perf/supervised_tokens_per_second"], rates["perf/packing_efficiency"]) == (4.0, 0.75)
 
 
 @pytest.mark.parametrize("wrong", [{"window": 0}, {"peak_flops": 0.0}])
