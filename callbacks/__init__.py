@@ -12,8 +12,10 @@ from lion_lightning.callbacks.monitors.peak_memory import PeakMemory
 from lion_lightning.callbacks.monitors.throughput import TokenThroughput
 from lion_lightning.callbacks.on_policy import OnPolicySampling
 from lion_lightning.callbacks.optimization.fused_backward import FusedBackward
+from lion_lightning.callbacks.optimization.step_mean import StepMean
 from lion_lightning.callbacks.progress import LionProgressBar
 from lion_lightning.callbacks.provenance import Provenance
+from lion_lightning.callbacks.references import PrecomputeReference
 from lion_lightning.callbacks.samples import SampleTable
 from lion_lightning.callbacks.startup import StartupSummary
 
@@ -26,8 +28,10 @@ __all__ = [
     "LionProgressBar",
     "OnPolicySampling",
     "PeakMemory",
+    "PrecomputeReference",
     "Provenance",
     "SampleTable",
     "StartupSummary",
+    "StepMean",
     "TokenThroughput",
 ]

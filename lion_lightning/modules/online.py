@@ -21,6 +21,7 @@ from lion_lightning.modules.dpo import DPOModule
 from lion_lightning.modules.group import GroupModule
 from lion_lightning.modules.policy_reference import LossT, PolicyReferenceModule
 from lion_lightning.modules.trainer.batches import epoch_batches
+from lion_lightning.modules.trainer.reference_passes import precompute_epoch
 from lion_lightning.ops.logprobs import answer_view
 from lion_lightning.references.base import AdapterOffReference, FrozenReference, Reference
 from lion_lightning.references.cached import CachedReference, RefreshedReference
@@ -152,8 +153,7 @@ class OnlineModule(PolicyReferenceModule[LossT], ABC):
         self._precompute_evaluation()  # answers to train on come with each epoch
 
     def _precompute_epoch(self) -> None:
-        batches, ranks = epoch_batches(self.trainer), Ranks.of(self.trainer.strategy)
-        self.reference.precompute(batches, self.policy_model, ranks, f"round {self.current_epoch}")
+        precompute_epoch(self.reference, self.policy_model, self.trainer, f"round {self.current_epoch}")
 
     @torch.no_grad()
     def _kl(self) -> torch.Tensor:

@@ -10,18 +10,12 @@ from typing import Any, Generic, TypeVar
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.distributed.replicas import sum_over_replicas
 from lion_lightning.losses.base import AlignmentLoss
 from lion_lightning.models.spec import PolicySpec
 from lion_lightning.modules.base import AlignmentModule
-from lion_lightning.modules.trainer.batches import (
-    CheckedBatches,
-    evaluation_batches,
-    refuse_rounds,
-    refuse_streams,
-    train_batches,
-)
+from lion_lightning.modules.trainer.batches import refuse_rounds, refuse_streams
+from lion_lightning.modules.trainer.reference_passes import precompute_evaluation, precompute_training
 from lion_lightning.references.base import NoReference, Reference
 from lion_lightning.references.cached import CachedReference
 from lion_lightning.types import PackedBatch, TokenLogps
@@ -149,14 +143,8 @@ class PolicyReferenceModule(AlignmentModule, ABC, Generic[LossT]):
         self.reference.restore(checkpoint.get("lion", {}).get("reference", {}))
 
     def _precompute_all(self) -> None:
-        ranks = Ranks.of(self.trainer.strategy)
-        # Another kind of batch is refused before hours of work, not after.
-        batches = CheckedBatches(train_batches(self.trainer), self.require_kind)
-        self.reference.precompute(batches, self.policy_model, ranks, "training")
+        precompute_training(self.reference, self.policy_model, self.trainer, self.require_kind)
         self._precompute_evaluation()
 
     def _precompute_evaluation(self) -> None:
-        ranks = Ranks.of(self.trainer.strategy)
-        for number, batches in enumerate(evaluation_batches(self.trainer)):
-            title = f"evaluation {number}" if number else "evaluation"
-            self.reference.precompute(batches, self.policy_model, ranks, title)
+        precompute_evaluation(self.reference, self.policy_model, self.trainer)

@@ -21,11 +21,29 @@ Build = Callable[[PolicySpec | None], PolicyModel]
 """Builds a model from a spec, with the policy's tokenizer; None builds the policy as it was when the stage began."""
 
 
+def stored_model(policy: PolicyModel) -> Build:
+    """How to build models where no config says it: a policy anew from the folder or hub id that it was loaded from.
+
+    Args:
+        policy: A policy around a model of ``from_pretrained``.
+    """
+    config, dtype = policy.causal_lm.config, str(policy.causal_lm.dtype).removeprefix("torch.")
+
+    def build(spec: PolicySpec | None) -> PolicyModel:
+        if spec is None and not config._name_or_path:
+            raise ValueError("the policy was not loaded from a folder or the hub, so it cannot be loaded again")
+        start = {"path": config._name_or_path, "dtype": dtype, "attention": config._attn_implementation}
+        return (spec or PolicySpec.of(start)).build()
+
+    return build
+
+
 class Reference(nn.Module, ABC):
     """Log-probs of a batch under a reference model, target by target. Always in evaluation mode.
 
     The module calls :meth:`attach` once, when the policy has just been built, then :meth:`precompute` with all batches
-    to come, the reference itself with each batch, and :meth:`before_epoch` and :meth:`after_step` in training.
+    to come, the reference itself with each batch, and :meth:`before_epoch` and :meth:`after_step` in training. In a
+    LightningModule that is no ``AlignmentModule``, the callback ``PrecomputeReference`` does that.
     """
 
     @override
@@ -34,7 +52,12 @@ class Reference(nn.Module, ABC):
         return super().train(False)
 
     def attach(self, policy: PolicyModel, build: Build) -> None:
-        """Set up from the policy as it is before any training; a second call does nothing."""
+        """Set up from the policy as it is before any training; a second call does nothing.
+
+        Args:
+            policy: The policy.
+            build: How to build it anew, and other models: ``AlignmentModule.build``, or :func:`stored_model`.
+        """
 
     @abstractmethod
     @override
@@ -117,6 +140,11 @@ class FrozenReference(Reference):
             model = build(self.spec)
         elif is_sharded(policy):  # which cannot be deep-copied
             model = build(None)
+            if not is_sharded(model):
+                raise ValueError(
+                    f"{type(self).__name__}: a sharded policy cannot be copied: call attach(policy, build) with a "
+                    "function that builds and shards another one, or use CachedReference"
+                )
             with torch.no_grad():
                 torch._foreach_copy_(_shards(model), _shards(policy))
         else:
