@@ -39,6 +39,8 @@ _TAKEN_BY = {
     "PolicyGradientLoss": "PolicyGradientModule",
     "GroupLoss": "GroupModule",
 }
+_UNNAMED = {"Optimizer": "torch.optim.AdamW", "LRScheduler": "lion_lightning.modules.CosineWithWarmup"}
+"""Base classes that settings have for a type, and a class to name."""
 _EXTRAS = {"bitsandbytes": "qlora"}
 """Optional packages whose classes configs may name, and the extra that installs each."""
 _LONGEST_VALUE = 80
@@ -169,6 +171,8 @@ class _Report:
         refused = _NOT_ACCEPTED.search(message)
         if refused and self.classes:
             module, _, name = self.classes[-1].rpartition(".")
+            if name in _UNNAMED:  # the type of the setting itself, where the config gives no class
+                return f"{where}: no class is given to set {refused[1]!r} of; put --{where} {_UNNAMED[name]} before it"
             names = _settings_of(getattr(import_module(module), name))
             close = get_close_matches(refused[1].partition(".")[0], names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(names)}"

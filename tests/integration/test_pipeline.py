@@ -152,12 +152,33 @@ def test_options_are_laid_over_one_stage_or_all(folder: Path) -> None:
     assert sft.config["model"] == read_plan(folder / "pipeline.yaml").chains[0][0].config["model"]
 
 
+def test_options_may_leave_out_the_init_args_of_classes_as_those_of_lion_fit_may(folder: Path) -> None:
+    given = {"dpo.model.loss.beta": "0.25", "dpo.model.optimizer.lr": "1e-6", "data.max_length": "99"}
+    long = {
+        "dpo.model.init_args.loss.init_args.beta": "0.25",
+        "dpo.model.init_args.optimizer.init_args.lr": "1e-6",
+        "data.init_args.max_length": "99",
+    }
+    found, wanted = (read_plan(folder / "pipeline.yaml", options=options).chains[0] for options in (given, long))
+    assert [stage.config for stage in found] == [stage.config for stage in wanted]
+    assert found[1].config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1e-6
+
+
+def test_the_config_of_a_single_stage_is_for_lion_fit(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("sft.yaml").write_text("model: {}\ntrainer: {}\n")
+    assert main(["run", "sft.yaml"]) == 2
+    said = "sft.yaml: this is the config of a single stage; train it with `lion fit -c sft.yaml`"
+    assert said in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--max_steps", "3"], "--max_steps: begin with a stage (sft, dpo), or with one of data, lr_scheduler, model"),
-        (["--dop.trainer.max_steps", "3"], "--dop.trainer.max_steps: begin with a stage (sft, dpo)"),
-        (["--sft.config", "x"], "--sft.config: begin with a stage"),
+        (["--max_steps", "3"], "--max_steps: there is no such option; did you mean --sft.trainer.max_steps?"),
+        (["--dpo.lr", "3"], "--dpo.lr: there is no such option; did you mean --dpo.model.optimizer.lr?"),
+        (["--shuffle", "3"], "--shuffle: begin with a stage (sft, dpo), or with one of data, model, seed_everything"),
+        (["--sft.config", "x"], "--sft.config: behind the name of a stage comes one of data, model"),
+        (["-c"], "-c: lion run takes the file as it is"),
         (["--trainer.max_steps"], "--trainer.max_steps: give an option of a stage with its value"),
         (["more.yaml"], "more.yaml: give an option of a stage with its value"),
         (["--trainer.max_steps", "{"], "--trainer.max_steps: '{' is not a YAML value"),

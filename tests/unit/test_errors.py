@@ -56,7 +56,27 @@ REFUSED = {
     ),
     "an option without its part": (
         ["--lr", "1e-4"],
-        "unrecognized arguments: --lr 1e-4; options of a run begin with --model., --data., --trainer. "
+        "--lr: there is no such option; did you mean --model.optimizer.lr?",
+    ),
+    "an option of one part too few": (
+        ["--optimizer.lr=1e-4"],
+        "--optimizer.lr: there is no such option; did you mean --model.optimizer.lr?",
+    ),
+    "a setting of the optimizer as one of the module": (
+        ["--model.lr", "1e-4"],
+        "--model.lr: there is no such option; did you mean --model.optimizer.lr?",
+    ),
+    "an option of other trainers": (
+        ["--num-train-epochs", "3"],
+        "--num-train-epochs: there is no such option; did you mean --trainer.max_epochs?",
+    ),
+    "a setting of an optimizer that is not named": (
+        ["--model.optimizer.lr", "1e-4"],
+        "model.optimizer: no class is given to set 'lr' of; put --model.optimizer torch.optim.AdamW before it",
+    ),
+    "an unknown option": (
+        ["--shuffled", "1"],
+        "unrecognized arguments: --shuffled 1; options of a run begin with --model., --data., --trainer. "
         "(such as --model.optimizer.lr, --data.max_length)",
     ),
 }

@@ -53,6 +53,9 @@ def require_model(name: str) -> None:
     if path.is_file():
         raise ValueError(f"{name} is a file; give a folder: `lion export {name} OUT` writes one from a checkpoint")
     if path.is_dir() and not (path / "config.json").is_file():
+        exports = sorted(map(str, (*path.glob("export"), *path.glob("*/export"), *path.glob("*/*/export"))))
+        if exports:
+            raise ValueError(f"{name} is the folder of a run; give a model of it: {', '.join(exports)}")
         raise ValueError(f"{name} is not a model (no config.json); give a folder such as `lion export` writes")
     if path.is_dir() and not list(path.glob("*.safetensors")):
         raise ValueError(f"{name} has no safetensors weights; export the model again, or convert its weights")

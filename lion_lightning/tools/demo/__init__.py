@@ -1,6 +1,6 @@
 """A small synthetic instruction task: data, tokenizer and model config, without any download.
 
-``lion demo OUT`` writes:
+``lion demo [OUT]`` writes:
 
 - ``train.jsonl`` and ``validation.jsonl``: conversations in the ``messages`` form. As in collected data, not all
   answers are right: a quarter of them are plausible mistakes.

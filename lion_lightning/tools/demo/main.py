@@ -1,4 +1,4 @@
-"""``lion demo OUT``: write the files of the demo task."""
+"""``lion demo``: write the files of the demo task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> None:
     from lion_lightning.tools.demo import FILES, write_demo
 
     parser = argparse.ArgumentParser(prog="lion demo", description="Write a small synthetic task to try everything on.")
-    parser.add_argument("out", help="folder to write to")
+    parser.add_argument("out", nargs="?", default="runs/demo", help="folder to write to (default: runs/demo)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same files (default: 0)")
     options = parser.parse_args(arguments)
     write_demo(options.out, seed=options.seed)

@@ -47,7 +47,9 @@ def stage_options(arguments: list[str]) -> dict[str, str]:
         key, equals, value = argument.partition("=")
         given = value if equals else next(rest, None)
         if not key.startswith("--") or given is None:
-            raise ValueError(f"{argument}: give an option of a stage with its value, e.g. --dpo.trainer.max_steps 3")
+            fix = "lion run takes the file as it is: lion run FILE" if argument in ("-c", "--config") else ""
+            fix = fix or "give an option of a stage with its value, e.g. --dpo.trainer.max_steps 3"
+            raise ValueError(f"{argument}: {fix}")
         found[key.removeprefix("--")] = given
     return found
 

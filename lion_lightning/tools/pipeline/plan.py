@@ -12,9 +12,10 @@ import yaml
 
 from lion_lightning.tools.pipeline.configs import Config, merged, with_output_folder, with_plain_parts, with_start_model
 from lion_lightning.tools.train.config_file import read_config_file
+from lion_lightning.tools.train.option_hints import meant_option
 
 KEYS = {"out", "seeds", "workers", "stages", "evaluate"}
-FIT_KEYS = {"seed_everything", "model", "data", "trainer", "optimizer", "lr_scheduler"}
+FIT_KEYS = {"seed_everything", "model", "data", "trainer"}
 STAGE_KEYS = FIT_KEYS | {"config", "start", "evaluate"}
 
 FOLDER_NAME = re.compile(r"\w([\w.-]{0,62}[\w-])?")
@@ -66,6 +67,8 @@ def read_plan(path: Path, changes: Config | None = None, options: Mapping[str, s
         ValueError: If a file can't be read, or a key is unknown, missing or has a wrong value.
     """
     given = {**read_config_file(path), **(changes or {})}
+    if "stages" not in given and FIT_KEYS & given.keys():
+        raise ValueError(f"{path}: this is the config of a single stage; train it with `lion fit -c {path}`")
     _refuse_unknown(str(path), given, KEYS)
     stages = given.get("stages")
     if not isinstance(stages, Mapping) or not stages:
@@ -73,7 +76,7 @@ def read_plan(path: Path, changes: Config | None = None, options: Mapping[str, s
     _require_folder_names(path, list(stages))
     given_stages = {}
     for name, stage in stages.items():
-        given_stages[name] = _stage(path, name, stage, with_options(options or {}, name, list(stages)))
+        given_stages[name] = _stage(path, name, stage, options or {}, list(stages))
     out = given["out"] if given.get("out") is not None else Path("runs") / path.stem
     if not isinstance(out, str | Path) or not str(out).strip():
         raise ValueError(f"{path}: out is {out!r}; give the path of a folder")
@@ -137,34 +140,55 @@ def _evaluation(where: str, evaluate: Any) -> Config | None:
     return dict(evaluate)
 
 
-def with_options(options: Mapping[str, str], name: str, names: Sequence[str]) -> Config:
-    """Options of the command line for one stage of these names, as a config to merge over its own.
+def with_options(config: Config, options: Mapping[str, str], name: str, names: Sequence[str]) -> Config:
+    """Lay options of the command line over the config of one stage of these names.
 
     Raises:
         ValueError: A key names no stage and no part of a config, or a value is not YAML.
     """
-    config: Config = {}
     for key, text in options.items():
         stage = next((each for each in names if key.startswith(f"{each}.")), None)
         parts = (key if stage is None else key.removeprefix(f"{stage}.")).split(".")
         if parts[0] not in FIT_KEYS:
-            raise ValueError(
-                f"--{key}: begin with a stage ({', '.join(names)}), or with one of "
-                f"{', '.join(sorted(FIT_KEYS))} for all stages, e.g. --{names[0]}.trainer.max_steps 3"
-            )
+            raise ValueError(_no_option(key, ".".join(parts), stage, names))
         is_number = re.fullmatch(r"[+-]?\d+(\.\d*)?e[+-]?\d+", text, re.IGNORECASE)
         try:  # YAML 1.1 takes 1e-5 for a text
             value: Any = float(text) if is_number else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ValueError(f"--{key}: {text[:60]!r} is not a YAML value") from error
         if stage in (None, name):
-            for part in reversed(parts):
+            for part in reversed(_in_classes(config, parts)):
                 value = {part: value}
             config = merged(config, value)
     return config
 
 
-def _stage(path: Path, name: str, stage: Any, options: Config) -> Config:
+def _in_classes(config: Any, parts: Sequence[str]) -> list[str]:
+    """The path to a setting, with the ``init_args`` of the classes on the way, which options may leave out."""
+    path: list[str] = []
+    for part in parts:
+        if isinstance(config, Mapping) and "class_path" in config and part not in ("class_path", "init_args"):
+            path.append("init_args")
+            config = config.get("init_args")
+        path.append(part)
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return path
+
+
+def _no_option(key: str, name: str, stage: str | None, names: Sequence[str]) -> str:
+    """Message of an option that no stage has; ``name`` is the part of ``key`` behind the stage's name."""
+    if option := meant_option(name):
+        return f"--{key}: there is no such option; did you mean --{stage or names[0]}.{option}?"
+    parts = ", ".join(sorted(FIT_KEYS))
+    if stage is not None:
+        return f"--{key}: behind the name of a stage comes one of {parts}, e.g. --{stage}.trainer.max_steps 3"
+    return (
+        f"--{key}: begin with a stage ({', '.join(names)}), or with one of {parts} for all stages, "
+        f"e.g. --{names[0]}.trainer.max_steps 3"
+    )
+
+
+def _stage(path: Path, name: str, stage: Any, options: Mapping[str, str], names: Sequence[str]) -> Config:
     """A stage of the file: its complete ``config``, and ``start`` and ``evaluate`` where they are given."""
     if isinstance(stage, str):
         stage = {"config": stage}
@@ -179,7 +203,9 @@ def _stage(path: Path, name: str, stage: Any, options: Config) -> Config:
     for file in files:
         config = merged(config, read_config_file(path.parent / file))
     config = merged(config, {key: value for key, value in stage.items() if key in FIT_KEYS})
-    config = with_plain_parts(merged(config, options), f"{path}: stages.{name}")
+    where = f"{path}: stages.{name}"
+    # Plain before, so that options find the classes, and after, since an option may be a class.
+    config = with_plain_parts(with_options(with_plain_parts(config, where), options, name, names), where)
     return {"config": config, **{key: stage[key] for key in ("start", "evaluate") if key in stage}}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import torch
 from typing_extensions import override
 
 from lion_lightning.callbacks.optimization.fused_backward import steps_within_backward
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         usage="lion plan -c CONFIG [--gpus N] [--memory GIB] [any option of lion fit]",
         description="Estimate memory per GPU and time per step of a config under each strategy, without any GPU.",
     )
-    own.add_argument("--gpus", type=int, help="number of GPUs (devices x num_nodes of the config's trainer)")
+    own.add_argument("--gpus", type=int, help="number of GPUs (devices x num_nodes of the config's trainer; of `auto` those that are visible, or else one)")
     own.add_argument(
         "--tokens", type=int, help="tokens per micro-batch (batch_size x row_length of the config's data module)"
     )
@@ -93,15 +94,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _gpus(settings: Any, given: int | None) -> int:
-    """GPUs of the command line, else of the config's trainer."""
+    """GPUs of the command line, else of the config's trainer; of `auto`, those that are visible, or else one."""
     if given is not None:
         if given < 1:
             raise ValueError(f"--gpus is {given}; give 1 or more")
         return given
-    devices = settings.devices  # -1 and "auto" are those of the machine that will train
-    if not isinstance(devices, int) or devices < 1:
+    devices = settings.devices
+    if devices in (None, "auto", -1, "-1"):  # those of the machine that will train, which may be another one
+        devices = max(1, torch.cuda.device_count())
+    count = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdecimal() else 0
+    if count < 1:
         raise ValueError(f"trainer.devices is {devices}: set the number of GPUs with --gpus N")
-    return devices * int(settings.num_nodes or 1)
+    return count * int(settings.num_nodes or 1)
 
 
 def _job(cli: LionCLI, settings: Any, options: argparse.Namespace) -> Job:

@@ -24,7 +24,7 @@ def report(folder: Path, samples: int = 3, png: Path | None = None, console: Con
     """Print and plot the rounds of a folder.
 
     Args:
-        folder: Folder of the rounds.
+        folder: Folder of the rounds, or of the stage or the run that they belong to.
         samples: Prompts to show with their answers.
         png: File of the plots; None for ``rounds.png`` in the folder.
         console: Prints the report; None for the terminal.
@@ -33,11 +33,12 @@ def report(folder: Path, samples: int = 3, png: Path | None = None, console: Con
         ValueError: There are no rounds, or one is damaged.
     """
     console = console or Console(soft_wrap=True)
+    folder = rounds_folder(folder)
     for line in _unfinished(folder):
         console.print(line, highlight=False, markup=False)
     rounds = find_rounds(folder)
     if not rounds:
-        raise ValueError(f"{folder}: no finished rounds here; name the folder with round-0000.arrow (runs/.../rounds)")
+        raise ValueError(f"{folder}: no finished rounds here; name the folder of a stage that samples answers")
     metrics = []
     for finished in rounds:
         found = round_metrics(finished)
@@ -55,6 +56,20 @@ def report(folder: Path, samples: int = 3, png: Path | None = None, console: Con
     png = png or folder / "rounds.png"
     plot(rounds, metrics, [_kept(finished) for finished in rounds], counts, png)
     console.print(f"wrote {png}", highlight=False, markup=False)
+
+
+def rounds_folder(folder: Path) -> Path:
+    """The folder of rounds within that of a stage, or of a run where one stage alone has rounds.
+
+    Raises:
+        ValueError: Several stages have rounds.
+    """
+    found = sorted({path.parent for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}rounds/round-*")})
+    if any(folder.glob("round-*")) or not found:
+        return folder
+    if len(found) > 1:
+        raise ValueError(f"{folder}: several folders have rounds; name one of {', '.join(map(str, found))}")
+    return found[0]
 
 
 def left_out(finished: Round) -> dict[str, int]:

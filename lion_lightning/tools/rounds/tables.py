@@ -20,7 +20,8 @@ TABLES = {
     "Parts of the score": r"(reward|not_rated)/.*",
     "Right answers": r"pass_rate|none_right|all_right|(length|unfinished)_(right|wrong)",
     "Right answers to the monitor prompts": r"(pass|majority)_at_\d+",
-    "Answers": r"prompts|waves|length|unfinished|distinct_2|self_bleu|(pairs|groups)(_kept|_equal)?",
+    "Prompts": r"prompts|waves|(pairs|groups)(_kept|_equal)?",
+    "Answers": r"length|unfinished|distinct_2|self_bleu",
     "While training": r".*",  # what the module has logged for a round
 }
 """The metrics of each table, as a pattern of their names. A metric is in the first table that it fits."""
@@ -68,8 +69,8 @@ def metric_tables(rounds: Sequence[Round], metrics: Sequence[Mapping[str, float]
     for title, pattern in TABLES.items():
         columns = [_column(name, metrics) for name in left if re.fullmatch(pattern, name)]
         left = [name for name in left if not re.fullmatch(pattern, name)]
-        for part in _fitting(columns, WIDTH - 1 - numbers.width):
-            yield _table(title, [numbers, *part])
+        for number, part in enumerate(_fitting(columns, WIDTH - 1 - numbers.width)):
+            yield _table(f"{title}, continued" if number else title, [numbers, *part])
 
 
 def _column(name: str, metrics: Iterable[Mapping[str, float]]) -> Column:

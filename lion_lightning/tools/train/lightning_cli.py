@@ -9,6 +9,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentError
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -23,6 +24,7 @@ from lion_lightning.printing import require_no_secrets
 from lion_lightning.tools.train.config_file import check_config_files
 from lion_lightning.tools.train.metrics_log import AtomicCSVLogger, LogShortRuns
 from lion_lightning.tools.train.null_settings import refuse_nulls
+from lion_lightning.tools.train.option_hints import hint
 from lion_lightning.tools.train.replaced_lists import lists_replaced
 from lion_lightning.tools.train.stopping import LockRootDir, StopBetweenSteps
 
@@ -57,9 +59,14 @@ class LionCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; a list replaces an earlier one."""
-        with lists_replaced():
-            super().parse_arguments(parser, args)
+        """Parse; a list replaces an earlier one, and an option by another name gets a hint."""
+        try:
+            with lists_replaced():
+                super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            if line := hint(str(error), args):
+                raise ValueError(line) from error
+            raise
 
     @override
     def before_instantiate_classes(self) -> None:

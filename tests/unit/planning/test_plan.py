@@ -249,6 +249,15 @@ def test_the_command_prints_each_strategy(config: Path, capsys: pytest.CaptureFi
     assert not list(config.parent.glob("lightning_logs"))
 
 
+@pytest.mark.parametrize(("visible", "planned"), [(0, 1), (3, 3)])
+def test_without_gpus_those_that_are_visible_are_planned_or_else_one(
+    visible: int, planned: int, config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: visible)
+    assert main(["plan", "-c", str(config)]) == 0
+    assert f"x 1 accumulated x {planned} GPUs" in capsys.readouterr().out
+
+
 def test_a_round_s_groups_have_as_many_answers_as_are_sampled(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shipped = Path(__file__).parents[3] / "configs" / "online_ranked.yaml"
     given = yaml.safe_load(shipped.read_text())
@@ -272,7 +281,7 @@ def test_a_plan_says_how_many_answers_are_assumed() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ([], "trainer.devices is auto: set the number of GPUs with --gpus N"),
+        (["--trainer.devices", "0,1"], "trainer.devices is 0,1: set the number of GPUs with --gpus N"),
         (["--gpus", "0"], "--gpus is 0; give 1 or more"),
         (["--gpus", "2", "--answers", "0"], "--answers is 0; give at least 1"),
         (["--gpus", "2", "--mfu", "0"], "--mfu is 0.0; give a number above 0"),

@@ -19,7 +19,7 @@ from lion_lightning.rollouts.metrics.rounds import round_metrics
 from lion_lightning.rollouts.rollout import Rollout, with_pairs, with_usable
 from lion_lightning.rollouts.rounds import Round, find_rounds, kept_items, restored_round, round_path, set_aside
 from lion_lightning.tools.evaluate.intervals import wilson
-from lion_lightning.tools.rounds.report import report
+from lion_lightning.tools.rounds.report import report, rounds_folder
 from lion_lightning.types import Answer, Prompt
 
 PROMPT = Prompt(
@@ -363,3 +363,15 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
         report(tmp_path / "none")
     with pytest.raises(ValueError, match="no finished rounds"):
         report(tmp_path)
+
+
+def test_the_folder_of_a_stage_or_a_run_stands_for_that_of_its_rounds(tmp_path: Path) -> None:
+    rounds = tmp_path / "run" / "online" / "rounds"
+    rounds.mkdir(parents=True)
+    made(rounds, 0, ONE)
+    for folder in (rounds, rounds.parent, tmp_path / "run"):
+        assert rounds_folder(folder) == rounds
+    (tmp_path / "run" / "other" / "rounds").mkdir(parents=True)
+    made(tmp_path / "run" / "other" / "rounds", 0, ONE)
+    with pytest.raises(ValueError, match="several folders have rounds; name one of .*online/rounds, .*other/rounds$"):
+        rounds_folder(tmp_path / "run")

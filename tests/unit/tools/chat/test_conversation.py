@@ -13,7 +13,7 @@ from lion_lightning.data.formats.turns import Message
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.printing import harmless
-from lion_lightning.tools.chat.conversation import Chat, load_served
+from lion_lightning.tools.chat.conversation import Chat, load_served, require_model
 from lion_lightning.tools.chat.main import main
 from tests import tiny
 
@@ -194,3 +194,12 @@ def test_a_template_that_refuses_a_system_turn_is_found_out_before_the_first_que
     served.tokenizer.chat_template = refusal + "{{ messages[0].content }}"
     with pytest.raises(ValueError, match=r"the chat template cannot render .*: no system role"):
         Chat(served, system="w9")
+
+
+def test_the_folder_of_a_run_names_its_models(tmp_path: Path) -> None:
+    for stage in ("dpo", "sft"):
+        (tmp_path / stage / "export").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"is the folder of a run; give a model of it: .*/dpo/export, .*/sft/export$"):
+        require_model(str(tmp_path))
+    with pytest.raises(ValueError, match=r"is the folder of a run; give a model of it: \S*/sft/export$"):
+        require_model(str(tmp_path / "sft"))

@@ -46,6 +46,8 @@ def test_no_table_is_wider_than_a_terminal(tmp_path: Path) -> None:
     text = "\n".join(lines)
     assert text.count("Right answers to the monitor prompts") == 2  # 14 columns in two tables
     assert text.count("12.3%") == 2 * 14
+    titles = [line.strip() for line in lines if line[:1].isalpha()]
+    assert len(set(titles)) == len(titles)  # what goes on in another table says so
     assert "x" * 30 in text
     assert "123456.7" in text
 
@@ -54,7 +56,7 @@ def test_only_what_is_known_has_a_column(tmp_path: Path) -> None:
     metrics = [{"score": 1.0, "win_rate": math.nan, "groups": 2.0, "pairs": 3.0}, {"score": math.nan, "kl": 0.5}]
     lines = printed(metric_tables(rounds(tmp_path, 2), metrics))
     titles = [line.strip() for line in lines if line[:1].isalpha()]
-    assert titles == ["Scores", "Answers", "While training"]
+    assert titles == ["Scores", "Prompts", "While training"]
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     assert cells == [["0", "1.000"], ["1", "-"], ["0", "2"], ["1", "-"], ["0", "-"], ["1", "0.5"]]
 
