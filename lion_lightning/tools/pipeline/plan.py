@@ -177,7 +177,8 @@ def _in_classes(config: Any, parts: Sequence[str]) -> list[str]:
 
 def _no_option(key: str, name: str, stage: str | None, names: Sequence[str]) -> str:
     """Message of an option that no stage has; ``name`` is the part of ``key`` behind the stage's name."""
-    if option := meant_option(name):
+    option = meant_option(name)
+    if option and option.partition(".")[0] in FIT_KEYS:
         return f"--{key}: there is no such option; did you mean --{stage or names[0]}.{option}?"
     parts = ", ".join(sorted(FIT_KEYS))
     if stage is not None:

@@ -75,7 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         usage="lion plan -c CONFIG [--gpus N] [--memory GIB] [any option of lion fit]",
         description="Estimate memory per GPU and time per step of a config under each strategy, without any GPU.",
     )
-    own.add_argument("--gpus", type=int, help="number of GPUs (devices x num_nodes of the config's trainer; of `auto` those that are visible, or else one)")
+    own.add_argument(
+        "--gpus",
+        type=int,
+        help="number of GPUs (by default the config's devices x num_nodes; for `auto` those visible here, or 1)",
+    )
     own.add_argument(
         "--tokens", type=int, help="tokens per micro-batch (batch_size x row_length of the config's data module)"
     )

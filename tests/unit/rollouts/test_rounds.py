@@ -373,5 +373,5 @@ def test_the_folder_of_a_stage_or_a_run_stands_for_that_of_its_rounds(tmp_path: 
         assert rounds_folder(folder) == rounds
     (tmp_path / "run" / "other" / "rounds").mkdir(parents=True)
     made(tmp_path / "run" / "other" / "rounds", 0, ONE)
-    with pytest.raises(ValueError, match="several folders have rounds; name one of .*online/rounds, .*other/rounds$"):
+    with pytest.raises(ValueError, match=r"several folders have rounds; name one of .*online/rounds, .*other/rounds$"):
         rounds_folder(tmp_path / "run")
