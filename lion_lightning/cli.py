@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rounds": ("rounds", "print and plot statistics of on-policy rounds"),
     "answers": ("answers", "answer the questions of AlpacaEval, Arena-Hard or MT-Bench, in their formats"),
     "models": ("models", "check which types of causal LM run packed, with shared prompts, LoRA and export"),
+    "import": ("importing", "turn a config of axolotl, LLaMA-Factory, TRL or alignment-handbook into one of lion fit"),
     "demo": ("demo", "write data, tokenizer and model config of a small synthetic task"),
 }
 """All other subcommands, in the same form."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from lion_lightning.cache import read_json
 from lion_lightning.callbacks.monitors.health import read_findings
@@ -39,6 +40,8 @@ from lion_lightning.rollouts.rounds import Round, round_path
 from lion_lightning.tools.answers import FORMATS
 from lion_lightning.tools.chat.conversation import load_served
 from lion_lightning.tools.evaluate.answers import answer
+from lion_lightning.tools.importing.reading import read_imported
+from lion_lightning.tools.importing.writing import config_text
 from lion_lightning.tools.pipeline.plan import StagePlan, read_plan
 from lion_lightning.tools.pipeline.stage import require_start
 from lion_lightning.tools.report.logs import read_stage
@@ -149,6 +152,40 @@ def test_a_round_is_read_as_data(name: str, reads: Any, tmp_path: Path) -> None:
 def test_a_config_is_read_as_plain_yaml(reads: Any, tmp_path: Path) -> None:
     reads(tmp_path / "c.yaml", lambda: read_config_file(tmp_path / "c.yaml"))
     reads(tmp_path / "p.yaml", lambda: read_plan(tmp_path / "p.yaml"))
+
+
+def test_a_config_of_another_program_is_read_as_data(reads: Any, tmp_path: Path) -> None:
+    reads(tmp_path / "c.yaml", lambda: read_imported(tmp_path / "c.yaml"))
+    factory = {"model_name_or_path": "m", "stage": "sft", "finetuning_type": "full", "dataset": "d"}
+    (tmp_path / "f" / "c.yaml").parent.mkdir()
+    (tmp_path / "f" / "c.yaml").write_text(json.dumps(factory))
+    reads(tmp_path / "f" / "dataset_info.json", lambda: read_imported(tmp_path / "f" / "c.yaml"))
+    bomb = ["a: &a [x, x, x, x, x, x, x, x, x, x]", *(f"{b}: &{b} [{', '.join(['*' + a] * 10)}]" for a, b in _next())]
+    wrong = {
+        "aliases": "\n".join(["base_model: m", *bomb]),
+        "a huge number": "base_model: m\nmicro_batch_size: " + "9" * 5000,
+        "nested": "base_model: m\ndatasets: " + "[" * 3000,
+        "python": "base_model: !!python/object/apply:os.system [ls]",
+    }
+    for name, text in wrong.items():
+        (tmp_path / "w.yaml").write_text(text)
+        assert "w.yaml: " in _said(lambda: read_imported(tmp_path / "w.yaml")), name
+    assert "is a directory" in _said(lambda: read_imported(tmp_path))
+
+
+def test_keys_and_values_of_another_program_s_config_write_no_lines_of_ours(tmp_path: Path) -> None:
+    evil = "x\nmodel: {class_path: os.system}"
+    given = {"base_model": evil, "optimizer": evil, evil: 1, "datasets": [{"path": evil, "type": evil}]}
+    (tmp_path / "c.yaml").write_text(json.dumps(given))
+    text = config_text(read_imported(tmp_path / "c.yaml"), evil)
+    config = yaml.safe_load(text)
+    assert config.keys() == {"seed_everything", "model", "data", "trainer"}
+    assert config["model"]["class_path"] == "lion_lightning.SFTModule"
+    assert config["model"]["init_args"]["policy"]["path"] == evil  # a text, as any other
+
+
+def _next() -> Iterator[tuple[str, str]]:
+    return zip("abcdefg", "bcdefgh", strict=True)
 
 
 # --- models

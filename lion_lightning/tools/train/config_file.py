@@ -19,6 +19,13 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: The file cannot be read, is not valid YAML or not a mapping, or has duplicate keys or secrets.
     """
+    config = read_mapping(path)
+    require_no_secrets(config, f"{path}: ")
+    return config
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """The same, for a mapping that may have secrets."""
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
         config = yaml.load(text, Loader=_StrictLoader)  # a SafeLoader: plain data only
@@ -33,7 +40,6 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{path}: a config is a mapping of keys to values, but this is a {type(config).__name__}")
     _require_bounded(config, path)
-    require_no_secrets(config, f"{path}: ")
     return config
 
 

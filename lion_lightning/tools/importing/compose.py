@@ -1,0 +1,204 @@
+"""A config of ``lion fit`` from a recipe."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lion_lightning.tools.importing.hf_trainer import OPTIMIZERS, SCHEDULES
+from lion_lightning.tools.importing.losses import loss_section, reference_section
+from lion_lightning.tools.importing.recipe import Objective, Recipe, Saving
+
+Section = dict[str, Any]
+
+_MODULES: dict[Objective, tuple[str, str]] = {
+    "sft": ("SFTModule", "SFTDataModule"),
+    "dpo": ("DPOModule", "PreferenceDataModule"),
+    "kto": ("KTOModule", "UnpairedDataModule"),
+    "reward": ("RewardModule", "PreferenceDataModule"),
+}
+"""Module and data module of each objective."""
+
+_PACKINGS = {"none": "Unpacked", "wrapped": "Wrapped"}
+
+
+def compose(recipe: Recipe) -> Section:
+    """The config, as plain data in the order of a file."""
+    module, data_module = _MODULES[recipe.objective]
+    return {
+        "seed_everything": recipe.seed,
+        "model": {"class_path": f"lion_lightning.{module}", "init_args": _model(recipe)},
+        "data": {"class_path": f"lion_lightning.{data_module}", "init_args": _data(recipe)},
+        "trainer": _trainer(recipe),
+    }
+
+
+def instance(path: str, arguments: Section | None = None) -> Section:
+    """A class and its arguments."""
+    return {"class_path": path, **({"init_args": arguments} if arguments else {})}
+
+
+# --- model
+
+
+def _model(recipe: Recipe) -> Section:
+    section: Section = {"policy": _policy(recipe)}
+    if recipe.tokenizer:
+        section["tokenizer"] = {"path": recipe.model, **recipe.tokenizer}
+    section |= loss_section(recipe) | reference_section(recipe)
+    if recipe.router_aux:
+        section["router_aux_loss_coef"] = recipe.router_aux
+    return section | {"optimizer": _optimizer(recipe), "lr_scheduler": _schedule(recipe)}
+
+
+def _policy(recipe: Recipe) -> Section:
+    policy: Section = {"path": recipe.model}
+    if recipe.revision not in (None, "main"):
+        policy["revision"] = recipe.revision
+    if recipe.bf16_weights and not recipe.lora.four_bits and recipe.precision == "bf16-mixed":
+        policy["dtype"] = "bfloat16"
+    policy["recompute"] = "full" if recipe.recompute else "none"
+    if recipe.liger:
+        policy["liger"] = True
+    return policy | (_adapters(recipe) if recipe.uses_lora else {})
+
+
+def _adapters(recipe: Recipe) -> Section:
+    lora = recipe.lora
+    alpha = 2.0 * lora.r if lora.alpha is None else lora.alpha
+    if lora.rank_stabilized:
+        alpha *= math.sqrt(lora.r)  # alpha / r here is alpha / sqrt(r) there
+    section: Section = {"r": lora.r, "alpha": alpha, "dropout": lora.dropout, "target_modules": lora.targets}
+    if lora.modules_to_save:
+        section["modules_to_save"] = lora.modules_to_save
+    if not lora.four_bits:
+        return {"lora": section}
+    quantization: Section = {"double_quant": lora.double_quant}
+    if recipe.precision == "bf16-mixed":
+        quantization["compute_dtype"] = "bfloat16"
+    return {"lora": section, "quantization": quantization}
+
+
+def _optimizer(recipe: Recipe) -> Section:
+    rates = recipe.rates
+    path = OPTIMIZERS[rates.optimizer]
+    arguments: Section = {"lr": rates.lr, "weight_decay": rates.weight_decay}
+    if "Adam" in path:
+        arguments |= {"betas": list(rates.betas), "eps": rates.eps}
+    return instance(path, arguments)
+
+
+def _schedule(recipe: Recipe) -> Section:
+    rates = recipe.rates
+    warmup = rates.warmup_steps or rates.warmup_share or 0.0
+    warmup = int(warmup) if warmup >= 1 else warmup
+    arguments: Section = {"warmup": 0.0 if rates.schedule == "constant" else warmup}
+    minimum = rates.minimum if rates.minimum_rate is None else rates.minimum_rate / (rates.lr or 1.0)
+    if minimum and SCHEDULES[rates.schedule] == "CosineWithWarmup":
+        arguments["minimum"] = minimum
+    return instance(f"lion_lightning.modules.{SCHEDULES[rates.schedule]}", arguments)
+
+
+# --- data
+
+
+def _data(recipe: Recipe) -> Section:
+    section: Section = {"sources": [_with_system(source, recipe.system) for source in recipe.sources]}
+    if recipe.validation:
+        section["validation"] = [_with_system(source, recipe.system) for source in recipe.validation]
+    elif recipe.validation_share:
+        section["validation_share"] = recipe.validation_share
+    if recipe.objective == "sft":
+        section |= {"mask": recipe.mask, "overlong": recipe.overlong}
+    if recipe.objective == "kto":
+        section["mismatched"] = recipe.losses.names == ["kto"]
+    section["max_length"] = recipe.max_length
+    if recipe.objective != "sft" and 0 < (recipe.max_prompt_length or 0) < recipe.max_length:
+        section["max_prompt_length"] = recipe.max_prompt_length
+    if packing := _PACKINGS.get(recipe.batches.packing):
+        section["packing"] = instance(f"lion_lightning.data.packing.best_fit.{packing}")
+    section["batch_size"] = recipe.batches.size
+    if recipe.data_seed is not None:
+        section["seed"] = recipe.data_seed
+    if recipe.num_workers:
+        section["num_workers"] = recipe.num_workers
+    return section
+
+
+def _with_system(source: Section, system: str | None) -> Section:
+    return source if system is None else {**source, "system": system}
+
+
+# --- trainer
+
+
+def _trainer(recipe: Recipe) -> Section:
+    batches, saving = recipe.batches, recipe.saving
+    out = recipe.out or "runs/imported"
+    section: Section = {"default_root_dir": out, "precision": _precision(recipe)}
+    if recipe.shards:
+        options = {"cpu_offload": True} if recipe.cpu_offload else None
+        section |= {"accelerator": "gpu", "strategy": instance("lion_lightning.strategies.FSDP2Strategy", options)}
+    if batches.devices:
+        section["devices"] = batches.devices
+    section |= _length(recipe)
+    section["accumulate_grad_batches"] = batches.accumulation
+    if recipe.rates.clip:
+        section["gradient_clip_val"] = recipe.rates.clip
+    if saving.log_every:
+        section["log_every_n_steps"] = saving.log_every
+    section |= _evaluation(recipe)
+    if saving.wandb is not None:
+        section["logger"] = [
+            instance("lightning.pytorch.loggers.CSVLogger", {"save_dir": out}),  # which `lion report` reads
+            instance("lightning.pytorch.loggers.WandbLogger", {**saving.wandb, "save_dir": out, "log_model": False}),
+        ]
+    section["callbacks"] = [
+        *_checkpoints(saving, out),
+        instance("lion_lightning.callbacks.TokenThroughput"),
+        instance("lion_lightning.callbacks.HuggingFaceExport"),
+    ]
+    return section
+
+
+def _precision(recipe: Recipe) -> str:
+    if recipe.precision == "bf16-mixed" and recipe.bf16_weights and not recipe.uses_lora:
+        return "bf16-true"  # weights and optimizer in bf16
+    return recipe.precision
+
+
+def _length(recipe: Recipe) -> Section:
+    batches = recipe.batches
+    if batches.max_steps:
+        return {"max_steps": batches.max_steps}
+    if batches.epochs < 1:
+        return {"max_epochs": 1, "limit_train_batches": batches.epochs}
+    return {"max_epochs": math.ceil(batches.epochs)}
+
+
+def _evaluation(recipe: Recipe) -> Section:
+    saving, batches = recipe.saving, recipe.batches
+    if not (recipe.validation or recipe.validation_share):
+        return {}
+    if not saving.evaluate:
+        return {"limit_val_batches": 0}
+    if saving.evals_per_epoch:
+        return {"val_check_interval": 1.0 / saving.evals_per_epoch}
+    if saving.eval_steps is None:
+        return {}
+    if saving.eval_steps >= 1:  # Lightning counts micro-batches, over epochs where the last key is null
+        return {"val_check_interval": int(saving.eval_steps) * batches.accumulation, "check_val_every_n_epoch": None}
+    share = saving.eval_steps * max(1.0, batches.epochs)  # of an epoch, from a share of the run
+    return {"val_check_interval": min(1.0, share)}
+
+
+def _checkpoints(saving: Saving, out: str) -> list[Section]:
+    if not saving.save:
+        return []
+    steps = saving.save_steps
+    every: Section = {"every_n_train_steps": int(steps)} if steps and steps >= 1 else {"every_n_epochs": 1}
+    newest: Section = {"save_top_k": -1}
+    if saving.save_limit:
+        newest = {"monitor": "step", "mode": "max", "save_top_k": saving.save_limit}
+    arguments = {"dirpath": f"{out}/checkpoints", **every, **newest, "save_last": "link"}
+    return [instance("lightning.pytorch.callbacks.ModelCheckpoint", arguments)]

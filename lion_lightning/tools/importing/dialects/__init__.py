@@ -1,0 +1,1 @@
+"""The dialects of configs: a table of keys each."""

@@ -1,0 +1,82 @@
+"""alignment-handbook's configs: TRL's, with mixtures of data sets and a chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from typing_extensions import override
+
+from lion_lightning.tools.importing.dialects.trl import TRL
+from lion_lightning.tools.importing.dialects.trl_keys import CARRIED, MIXTURE, Mixture
+from lion_lightning.tools.importing.recipe import Objective, Recipe
+from lion_lightning.tools.importing.rules import (
+    Do,
+    Inside,
+    Kind,
+    NoEffect,
+    Rule,
+    To,
+    at_least,
+    text,
+)
+
+
+def _set_mixer(value: Any, recipe: Recipe) -> None:
+    """Data sets with the share of their rows."""
+    if not isinstance(value, Mapping):
+        raise ValueError("not a mapping of data sets to shares")
+    for path, share in value.items():
+        fraction = at_least(0)(share)
+        if fraction:
+            recipe.sources.append({"path": text(path), **({} if fraction == 1 else {"fraction": fraction})})
+
+
+def _set_test_size(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
+    size = at_least(0)(value)
+    recipe.validation_share = size if size < 1 else 0.02
+    return None if size < 1 else ("check", "a number of rows; data.validation_share is a share of them, 0.02 for now")
+
+
+class AlignmentHandbook(TRL):
+    """Keys of alignment-handbook, older and newer."""
+
+    name: ClassVar[str] = "alignment-handbook"
+    title: ClassVar[str] = "alignment-handbook"
+
+    @override
+    def rules(self, objective: Objective, folder: Path) -> Mapping[str, Rule]:
+        entry: Mapping[str, Rule] = {
+            "id": To("path", text),
+            "config": To("subset", lambda value: None if value == "default" else text(value)),
+            "weight": To("fraction", lambda value: None if at_least(0)(value) == 1 else at_least(0)(value)),
+            "split": To("split", text),
+            "columns": MIXTURE.rules["columns"],
+        }
+        mixture: dict[str, Rule] = {
+            "datasets": Mixture(entry),
+            "seed": NoEffect("rows are shuffled by data.seed"),
+            "test_split_size": Do(_set_test_size),
+        }
+        return {
+            **super().rules(objective, folder),
+            "dataset_mixture": Inside(mixture),
+            "dataset_mixer": Do(_set_mixer),
+            "dataset_splits": CARRIED,
+            "dataset_configs": CARRIED,
+            "text_column": NoEffect("columns are found by their names"),
+        }
+
+    @override
+    def name_data(self, recipe: Recipe, config: Mapping[str, Any]) -> None:
+        super().name_data(recipe, config)
+        if not config.get("dataset_mixer"):
+            return
+        splits = [str(split) for split in config.get("dataset_splits") or ["train", "test"]]
+        sources, recipe.sources = recipe.sources, []
+        for split in splits:
+            target = recipe.validation if "test" in split else recipe.sources
+            for source in sources:
+                own = {key: value for key, value in source.items() if key != "fraction" or "test" not in split}
+                target.append({**own, "split": split})
