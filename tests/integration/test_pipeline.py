@@ -41,7 +41,7 @@ BAD_NAMES = [
     1,
     None,
 ]
-BAD_NAMES += ["seed-0", "report.html", "nul", "x" * 65]
+BAD_NAMES += ["seed-0", "report.html", "run.json", "nul", "x" * 65]
 QUICK = {"accelerator": "cpu", "max_steps": 2, "limit_val_batches": 1, "num_sanity_val_steps": 0}
 
 

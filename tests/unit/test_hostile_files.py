@@ -237,7 +237,8 @@ def test_findings_of_a_run_are_read_as_data(reads: Any, tmp_path: Path) -> None:
 
 
 def test_what_a_run_left_is_read_as_data(reads: Any, tmp_path: Path) -> None:
-    for name in ("provenance.json", "done.json", "evaluation/results.json", "evaluation/scored.jsonl", "metrics.csv"):
+    names = ("provenance.json", "startup.json", "before_after.json", "done.json", "stage.yaml", "health.jsonl")
+    for name in (*names, "evaluation/results.json", "evaluation/scored.jsonl", "metrics.csv"):
         folder = tmp_path / name.replace("/", "-")
         reads(folder / name, partial(read_stage, folder), Path(name).name, fails=not name.endswith("csv"))
     reads(tmp_path / "any.json", lambda: read_json(tmp_path / "any.json", "what it is", "remove it"))

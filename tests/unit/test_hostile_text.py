@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import yaml
@@ -26,6 +24,8 @@ from lion_lightning.tools.evaluate import main as evaluate
 from lion_lightning.tools.evaluate.intervals import Interval
 from lion_lightning.tools.inspect.inspection import inspect
 from lion_lightning.tools.report import terminal
+from lion_lightning.tools.report.rules import Advice
+from lion_lightning.tools.report.scores import ALL, Scores
 from lion_lightning.tools.rounds.report import report
 from lion_lightning.types import Answer, Prompt
 from tests.unit.data.letters import byte_tokenizer
@@ -90,23 +90,15 @@ def test_evaluations_are_shown_as_text(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_report_s_table_shows_names_as_text(capsys: pytest.CaptureFixture[str]) -> None:
-    figures: Any = SimpleNamespace(
-        seeds=1,
-        stages=[HOSTILE],
-        title="Held-out accuracy",
-        gain=lambda _: Interval(0.1, 0.0, 0.2),
-        overall=lambda _: Interval(0.5, 0.25, 0.75),
-        values=lambda _: [0.5],
-    )
-    terminal.show(figures)
+    values = {(HOSTILE, ALL): [Interval(0.5, 0.25, 0.75)]}
+    terminal.show([], Scores("accuracy", [HOSTILE], [], [], values, {HOSTILE: []}), [Advice(HOSTILE, "")])
     shown = capsys.readouterr().out
     assert_harmless(shown)
     assert "0.500 [0.250, 0.750]" in shown
-    assert "+0.100 [+0.000, +0.200]" in shown
 
 
 def test_a_kind_of_prompt_is_no_formula_in_a_picture() -> None:
-    from lion_lightning.tools.report.plots import figure
+    from lion_lightning.tools.report.plots.overview import figure
 
     with figure(1, 1) as (made, (axes,)):
         axes.set_xticks([0], ["$\\frac{$"])

@@ -6,6 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from lion_lightning.printing import redacted_arguments
 from lion_lightning.tools.pipeline.plan import read_plan
 from lion_lightning.tools.pipeline.run import Runner
 
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> None:
     given = {"out": options.out, "seeds": options.seeds, "workers": options.workers}
     changes = {key: value for key, value in given.items() if value is not None}
     plan = read_plan(options.pipeline, changes, stage_options(rest))
-    Runner(plan).run()
+    Runner(plan, ["lion", "run", *redacted_arguments(arguments)]).run()
     if not options.no_report:
         from lion_lightning.tools.report import write_report
 

@@ -19,7 +19,7 @@ FIT_KEYS = {"seed_everything", "model", "data", "trainer"}
 STAGE_KEYS = FIT_KEYS | {"config", "start", "evaluate"}
 
 FOLDER_NAME = re.compile(r"\w([\w.-]{0,62}[\w-])?")
-RESERVED = re.compile(r"seed-.*|report\..*|lightning_logs|(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+RESERVED = re.compile(r"seed-.*|(report|run)\..*|lightning_logs|(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 """Names in a run's folder that no stage can have: those of seeds, reports and logs, and of devices on some systems."""
 
 

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import chain
 from threading import Event, Lock
 from typing import Any
 
+from lion_lightning.cache import atomic_write
 from lion_lightning.printing import clock
 from lion_lightning.processes.folder_lock import FolderLock
 from lion_lightning.processes.stopping import Stopped
@@ -22,7 +23,7 @@ from lion_lightning.tools.pipeline.plan import Plan, StagePlan, plan_to_yaml
 from lion_lightning.tools.pipeline.stage import DONE, begin, changes, score_of
 from lion_lightning.tools.pipeline.status import Status
 
-LOG = "log.txt"
+LOG, RUN = "log.txt", "run.json"
 
 PATIENCE_SECONDS = 30.0
 """How long a run waits for the stages of one that was killed itself: they stop when they notice."""
@@ -46,10 +47,11 @@ class Runner:
 
     Args:
         plan: What to run.
+        command: Command line of the run, for ``run.json``, by which a report knows what was planned and how to go on.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, command: Sequence[str] = ()) -> None:
+        self.plan, self.command = plan, command
         self._folder = FolderLock(plan.out, "`lion run`", "`out`")
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._parallel = min(plan.workers, len(plan.chains))
@@ -68,7 +70,14 @@ class Runner:
         """
         with self._folder.held(PATIENCE_SECONDS), self._stages_stopped_on_errors():
             self._check()
+            self._write_down()
             self._run_chains()
+
+    def _write_down(self) -> None:
+        """Write which stages are planned, and the command."""
+        known = {"command": [*self.command], "stages": [stage.name for stage in self.plan.chains[0]]}
+        with atomic_write(self.plan.out / RUN) as temporary:
+            temporary.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
     def _check(self) -> None:
         """Check all stages in a separate process, which frees its memory at its end."""

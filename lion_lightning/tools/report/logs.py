@@ -1,24 +1,25 @@
-"""Read the logs of a run: metrics, rounds, evaluations, answers and provenance of each stage."""
+"""Read what a run left on disk: metrics, rounds, evaluations, answers, settings and provenance of each stage."""
 
 from __future__ import annotations
 
 import csv
-import json
 import math
+import shlex
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lion_lightning.cache import read_json, read_object
+from lion_lightning.tools.report.answers import Scored, read_answers
+from lion_lightning.tools.train.config_file import read_config_file
+
+if TYPE_CHECKING:
+    from lion_lightning.callbacks.monitors.health import Finding
 
 Curve = dict[int, float]
 """Values by optimizer step."""
 
 _FIX = "remove it, the report goes without"
-
-SAMPLES = 24
-"""Prompts whose answers are shown side by side: the first of the evaluation's, so that stages show the same ones."""
 
 
 class Stage(NamedTuple):
@@ -31,9 +32,13 @@ class Stage(NamedTuple):
         before: Validation metrics before the first step, by log key, as ``BeforeAfter`` keeps them; empty without it.
         rounds: Summary of each round of on-policy sampling.
         evaluation: Results of ``lion evaluate``; empty if there are none.
-        samples: Answer and its score for some of the evaluation's prompts, by question.
+        answers: Answers to the evaluation's prompts, with their scores.
+        asked: Answers of ``BeforeAfter`` or ``SampleTable`` to a few prompts: (prompt, before, after).
+        config: Complete config of the stage; empty if there is none.
+        startup: Summary before the first step, as ``startup.json`` has it; empty if there is none.
         provenance: The last start's entry of ``provenance.json``; empty if there is none.
-        seconds: Wall time of the stage, its evaluation included; None if it is not known.
+        findings: What `HealthMonitor` found; None where it did not watch.
+        done: The entries of ``done.json``; empty for a stage that is not done, or not one of ``lion run``.
     """
 
     name: str
@@ -42,9 +47,27 @@ class Stage(NamedTuple):
     before: dict[str, float]
     rounds: list[dict[str, Any]]
     evaluation: dict[str, Any]
-    samples: dict[str, tuple[str, float]]
+    answers: list[Scored]
+    asked: list[tuple[str, str, str]]
+    config: dict[str, Any]
+    startup: dict[str, Any]
     provenance: dict[str, Any]
-    seconds: float | None
+    findings: list[Finding] | None
+    done: dict[str, Any]
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time of the stage, its evaluation included; None if it is not known."""
+        return self.done.get("seconds")
+
+    def values(self, key: str) -> list[float]:
+        """Logged values of a metric, in order; empty if it was not logged."""
+        return list(self.curves.get(key, {}).values())
+
+    def of_rounds(self, name: str) -> list[float]:
+        """Values of a metric of the rounds, without ``on_policy/``; empty if it was not logged."""
+        found = [made.get("metrics", {}).get(f"on_policy/{name}") for made in self.rounds]
+        return [float(value) for value in found if value is not None]
 
 
 class ChainLogs(NamedTuple):
@@ -59,6 +82,30 @@ class ChainLogs(NamedTuple):
     stages: list[Stage]
 
 
+class Launch(NamedTuple):
+    """How a run was started.
+
+    Attributes:
+        command: Command line that goes on with it; empty if it is not known.
+        stages: Names of the stages that are planned; empty for a single one.
+    """
+
+    command: str = ""
+    stages: Sequence[str] = ()
+
+
+def read_launch(folder: Path, chains: Sequence[ChainLogs]) -> Launch:
+    """Read how a run was started, from ``run.json`` of `lion run`, or from what `lion fit` noted in the stage."""
+    if (folder / "run.json").exists():
+        known = _object(folder / "run.json")
+        return Launch(shlex.join(map(str, known.get("command", []))), [str(name) for name in known.get("stages", [])])
+    command = [str(word) for word in chains[0].stages[-1].provenance.get("command", [])]
+    if command[1:2] != ["fit"]:
+        return Launch()
+    resumes = [] if any(word.startswith("--ckpt_path") for word in command) else ["--ckpt_path", "last"]
+    return Launch(shlex.join(["lion", *command[1:], *resumes]))
+
+
 def read_run(folder: Path) -> list[ChainLogs]:
     """Read a folder of ``lion run``, of a single stage, or one that holds stages.
 
@@ -66,7 +113,7 @@ def read_run(folder: Path) -> list[ChainLogs]:
         folder: Where to look.
 
     Raises:
-        ValueError: If nothing was logged there.
+        ValueError: If nothing was trained there.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give that of a run, e.g. runs/pipeline")
@@ -92,41 +139,78 @@ def all_stages(chains: Sequence[ChainLogs], name: str | None = None) -> list[Sta
     return found
 
 
+def stage_names(chains: Sequence[ChainLogs]) -> list[str]:
+    """Names of the stages, in the order in which they come."""
+    return list(dict.fromkeys(stage.name for stage in all_stages(chains)))
+
+
 def _stages(folder: Path) -> list[Stage]:
-    """The folder itself if a trainer logged there; else those within it, in the order in which they were begun."""
+    """The folder itself if a trainer worked there; else those within it, in the order in which they were begun."""
     if _traces(folder):
         return [read_stage(folder)]
     begun = {}
     for path in folder.iterdir():
         if path.is_dir() and (traces := _traces(path)):
-            begun[path] = min(each.stat().st_mtime for each in (path / "stage.yaml", *traces) if each.exists())
+            begun[path] = min(each.stat().st_mtime for each in traces)
     return [read_stage(path) for path in sorted(begun, key=lambda path: begun[path])]
 
 
 def _traces(folder: Path) -> list[Path]:
-    """Files that only a stage has: logs, or ``done.json`` where a short one ended before it logged anything."""
-    return [*_logs(folder), *folder.glob("done.json")]
+    """Files that only a stage has: logs, or what is there before a stage logs anything."""
+    early = [folder / name for name in ("stage.yaml", "startup.json", "provenance.json", "done.json")]
+    return [*_logs(folder), *filter(Path.is_file, early)]
 
 
 def read_stage(folder: Path) -> Stage:
     """Read the logs under a trainer's ``default_root_dir``."""
     # Lightning logs nothing of the sanity check: the first value in the logs is one after training.
-    before = _object(folder / "before_after.json").get("before", {}).get("metrics", {})
+    before, asked = _before_after(folder / "before_after.json")
     starts_file = folder / "provenance.json"
     starts = read_json(starts_file, "what a run wrote", _FIX) if starts_file.exists() else [{}]
     if not isinstance(starts, list) or not starts or not isinstance(starts[-1], dict):
         raise ValueError(f"{starts_file}: not a list of starts; {_FIX}")
+    evaluation, startup = folder / "evaluation", _object(folder / "startup.json")
+    config, by = _config(folder), _yaml(folder / "evaluate.yaml").get("by")
     return Stage(
         name=folder.name,
         folder=folder,
         curves=_curves(folder),
-        before={str(key): float(value) for key, value in before.items()},
+        before=before,
         rounds=[_object(path) for path in sorted(folder.glob("rounds/round-*.json"))],
-        evaluation=_object(folder / "evaluation" / "results.json"),
-        samples=_samples(folder / "evaluation" / "scored.jsonl"),
+        evaluation=_object(evaluation / "results.json"),
+        answers=read_answers(evaluation / "scored.jsonl", by, _FIX),
+        asked=asked,
+        config=config,
+        startup={name: part for name, part in startup.items() if isinstance(part, dict)},
         provenance=starts[-1],
-        seconds=_object(folder / "done.json").get("seconds"),
+        findings=_findings(folder / "health.jsonl"),
+        done=_object(folder / "done.json"),
     )
+
+
+def _before_after(path: Path) -> tuple[dict[str, float], list[tuple[str, str, str]]]:
+    """What `BeforeAfter` left: metrics before the first step, and answers."""
+    found = _object(path)
+    try:
+        metrics = {str(key): float(value) for key, value in found.get("before", {}).get("metrics", {}).items()}
+        answers = [
+            (str(row["prompt"]), str(row["before"] or ""), str(row["after"])) for row in found.get("answers", [])
+        ]
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged, or not what BeforeAfter writes; {_FIX}") from error
+    return metrics, answers
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The config of ``lion run``'s stage, or the one that ``lion fit`` kept next to its newest log."""
+    for path in (folder / "stage.yaml", *(log.with_name("config.yaml") for log in reversed(_logs(folder)))):
+        if path.is_file():
+            return _yaml(path)
+    return {}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    return read_config_file(path) if path.is_file() else {}
 
 
 def _logs(folder: Path) -> list[Path]:
@@ -157,16 +241,15 @@ def _curves(folder: Path) -> dict[str, Curve]:
     return {key: dict(sorted(curve.items())) for key, curve in curves.items()}
 
 
+def _findings(path: Path) -> list[Finding] | None:
+    if not path.exists():
+        return None
+    if not path.stat().st_size:
+        return []
+    from lion_lightning.callbacks.monitors.health import read_findings  # takes seconds, and is seldom needed
+
+    return read_findings(path)
+
+
 def _object(path: Path) -> dict[str, Any]:
     return read_object(path, "what a run wrote", _FIX) if path.exists() else {}
-
-
-def _samples(path: Path) -> dict[str, tuple[str, float]]:
-    if not path.exists():
-        return {}
-    try:
-        with path.open(encoding="utf-8") as file:  # the first ones only: it may be long
-            rows = [json.loads(line) for line in islice(file, SAMPLES)]
-        return {str(row["question"]): (str(row["answer"]), float(row["score"])) for row in rows}
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged, or not answers with scores; {_FIX}") from error

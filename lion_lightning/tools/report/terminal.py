@@ -1,27 +1,43 @@
-"""Print the accuracies of a report."""
+"""The report's main points on the terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
 from lion_lightning.printing import literal
-from lion_lightning.tools.report.accuracy import Accuracy, with_interval
+from lion_lightning.tools.report.logs import ChainLogs, all_stages
+from lion_lightning.tools.report.rules import Advice
+from lion_lightning.tools.report.scores import Scores, declines, verdict, with_interval
 
 
-def show(accuracy: Accuracy) -> None:
-    """Print held-out accuracies of the stages, and what each added to the one before."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for title in ("stage", "accuracy", "gain"):
-        table.add_column(title, no_wrap=True)
-    if accuracy.seeds > 1:
-        table.add_column("each seed")
-    for stage in accuracy.stages:
-        gain = accuracy.gain(stage)
-        cells = [stage, with_interval(accuracy.overall(stage)), with_interval(gain, "{:+.3f}") if gain else ""]
-        if accuracy.seeds > 1:
-            cells.append(", ".join(f"{value:.3f}" for value in accuracy.values(stage)))
-        table.add_row(*map(literal, cells))
+def show(chains: Sequence[ChainLogs], scores: Scores | None, advice: Sequence[Advice]) -> None:
+    """Print the scores of the stages, what each added to the one before, what got worse or wrong, and what to do."""
     console = Console(highlight=False, markup=False)
-    console.print(accuracy.title)
-    console.print(table)
+    if scores:
+        console.print(f"Held-out {scores.measure} [95% interval over {scores.over}]")
+        console.print(_table(scores))
+        for worse in declines(scores)[0]:
+            console.print(literal(f"worse: {worse.what}, {worse.after} against {worse.before}: {worse.verdict.text}"))
+    for stage in all_stages(chains):
+        for finding in stage.findings or []:
+            console.print(literal(f"wrong: {stage.name}: {finding.line}"), soft_wrap=True)
+    for one in advice:
+        console.print(literal(f"next: {one.what}"), soft_wrap=True)
+
+
+def _table(scores: Scores) -> Table:
+    table = Table()
+    for title in ("stage", scores.measure, "against the stage before"):
+        table.add_column(title, no_wrap=True)
+    if scores.seeds > 1:
+        table.add_column("each seed")
+    for place, stage in enumerate(scores.stages):
+        change = verdict(scores.gain(stage, scores.stages[place - 1])).text if place else ""
+        cells = [stage, with_interval(scores.of(stage)), change]
+        if scores.seeds > 1:
+            cells.append(", ".join(f"{value:.3f}" for value in scores.values(stage)))
+        table.add_row(*map(literal, cells))
+    return table

@@ -1,0 +1,204 @@
+"""What was trained, how far it came and what it cost, from the files of a stage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+from lion_lightning.models.checkpoints.export_files import is_export
+from lion_lightning.printing import printable
+from lion_lightning.tools.report.logs import ChainLogs, Stage
+
+MIB, GIB = 2**20, 2**30
+
+TAIL = 4_096
+"""Bytes of the end of a log that are read."""
+
+TITLES = {
+    "sft": "SFT",
+    "dpo": "DPO",
+    "kto": "KTO",
+    "grpo": "GRPO",
+    "online_dpo": "online DPO",
+    "reward": "reward model",
+}
+
+
+class Progress(NamedTuple):
+    """How far a stage came.
+
+    Attributes:
+        done: True if it was trained to its end.
+        steps: Optimizer steps that were logged, at least.
+        planned: Optimizer steps of the full stage; None if that is not known.
+        export: The exported model; None without a complete one.
+        checkpoint: The newest checkpoint; None without any.
+        last_line: Last line of its log; empty without one.
+    """
+
+    done: bool
+    steps: int
+    planned: int | None
+    export: Path | None
+    checkpoint: Path | None
+    last_line: str
+
+
+class Cost(NamedTuple):
+    """What a stage took; None where it is not known.
+
+    Attributes:
+        seconds: Wall time, the evaluation included.
+        steps: Optimizer steps.
+        rows: Packed rows that went through the model.
+        tokens: Tokens in them.
+        tokens_per_second: Median over the steps.
+        memory: Bytes of one device at the peak.
+        measured: True if the memory was measured, False if it is the estimate made before the first step.
+    """
+
+    seconds: float | None
+    steps: int
+    rows: int | None
+    tokens: int | None
+    tokens_per_second: float | None
+    memory: float | None
+    measured: bool
+
+
+def stage_title(name: str) -> str:
+    """Name of a stage as it is written in text."""
+    return TITLES.get(name, name)
+
+
+def is_reward_model(stage: Stage) -> bool:
+    """True for a stage whose model scores answers and writes none."""
+    module = stage.provenance.get("model", {}).get("module") or (stage.config.get("model") or {}).get("class_path", "")
+    return "Reward" in str(module)
+
+
+def progress_of(stage: Stage) -> Progress:
+    """How far a stage came, by its files."""
+    folder = stage.folder
+    export = folder / "export" if is_export(folder / "export") else None
+    steps = max((max(curve) for curve in stage.curves.values()), default=-1) + 1
+    planned = stage.startup.get("run", {}).get("steps")
+    planned = planned if isinstance(planned, int) else None
+    done = bool(stage.done) or export is not None or (planned is not None and steps >= planned)
+    checkpoints = sorted(folder.glob("**/checkpoints/[!.]*.ckpt"), key=lambda path: path.lstat().st_mtime)
+    return Progress(
+        done, steps, planned, export, checkpoints[-1] if checkpoints else None, _last_line(folder / "log.txt")
+    )
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log, which is where an error is; empty if there is none."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - TAIL))
+        lines = re.split(r"[\r\n]+", file.read().decode("utf-8", "replace").strip())
+    return printable(lines[-1].removeprefix("lion: error: "))
+
+
+def cost_of(stage: Stage) -> Cost:
+    """What a stage took."""
+    steps = progress_of(stage).steps
+    run, data = stage.startup.get("run", {}), stage.startup.get("data", {})
+    rows = tokens = None
+    if "step_tokens" in run and "row_tokens" in data:
+        full = stage.values("perf/packing_efficiency")
+        share = fmean(full) if full else float(str(data.get("full", "100%")).rstrip("%")) / 100
+        rows = steps * run["step_tokens"] // data["row_tokens"]
+        tokens = round(steps * run["step_tokens"] * share)
+    speed, peaks = stage.values("perf/tokens_per_second"), stage.values("perf/peak_memory")
+    memory = max(peaks) * GIB if peaks else stage.startup.get("memory", {}).get("total")
+    return Cost(_seconds(stage), steps, rows, tokens, median(speed) if speed else None, memory, bool(peaks))
+
+
+def _seconds(stage: Stage) -> float | None:
+    """Wall time; of a stage that `lion run` did not finish, from its last start to its last log."""
+    if stage.seconds is not None or "started" not in stage.provenance:
+        return stage.seconds
+    logs = [path.stat().st_mtime for path in stage.folder.glob("lightning_logs/*/metrics.csv")]
+    try:
+        began = datetime.fromisoformat(str(stage.provenance["started"])).timestamp()
+    except ValueError:  # not what Provenance writes
+        return None
+    return max(0.0, max(logs) - began) if logs else None
+
+
+def settings_of(stage: Stage) -> dict[str, str]:
+    """The settings that matter most, as its config gives them; what it leaves to defaults is not named."""
+    model = _arguments(stage.config.get("model"))
+    data, trainer = _arguments(stage.config.get("data")), stage.config.get("trainer") or {}
+    run, startup = stage.startup.get("run", {}), stage.startup
+    policy = model.get("policy")
+    policy = {"path": policy} if isinstance(policy, str) else policy or {}
+    start = policy.get("path") or (f"{policy['config']} (random weights)" if policy.get("config") else "")
+    found = {
+        "starts from": start,
+        "loss": described(model.get("loss")) or str(startup.get("objective", {}).get("loss", "")),
+        "reference": described(model.get("reference")),
+        "optimizer": described(model.get("optimizer")),
+        "schedule": described(model.get("lr_scheduler")),
+        "LoRA": described(policy.get("lora")),
+        "epochs": str(run.get("epochs", trainer.get("max_epochs", ""))),
+        "a step": f"up to {run['step_tokens']:,} tokens on {run['devices']} device(s)" if "step_tokens" in run else "",
+        "longest": f"{data['max_length']:,} tokens" if data.get("max_length") else "",
+        "precision": str(stage.provenance.get("precision") or trainer.get("precision") or ""),
+        "seed": str(stage.provenance.get("seed", stage.config.get("seed_everything", ""))),
+    }
+    for callback in trainer.get("callbacks") or []:
+        if str(callback.get("class_path", "")).endswith("OnPolicySampling"):
+            given = _arguments(callback)
+            found["answers a prompt"] = str(given.get("num_samples", ""))
+            found["sampler"] = described(given.get("sampler"))
+            found["judge"] = described(given.get("judge"))
+    return {name: value for name, value in found.items() if value and value != "None"}
+
+
+def data_of(stage: Stage) -> str:
+    """The training data in a few words; empty if it is not known."""
+    data = stage.startup.get("data", {})
+    if "streamed" in data or "window" in data:
+        return f"{data.get('sources')} streamed source(s)"
+    if stage.rounds:
+        kept = [made.get("report", {}).get("kept", {}) for made in stage.rounds]
+        for noun in ("pairs", "answers"):
+            if any(noun in one for one in kept):
+                return f"{sum(one.get(noun, 0) for one in kept):,} {noun} of {len(kept)} rounds of own answers"
+        return f"{len(kept)} rounds of own answers"
+    if "units" in data:
+        return str(data["units"])
+    return f"{data['samples']:,} examples" if "samples" in data else ""
+
+
+def started(chains: Sequence[ChainLogs]) -> str:
+    """When the first stage began, to the minute; empty if it is not known."""
+    times = [str(stage.provenance["started"]) for chain in chains for stage in chain.stages if stage.provenance]
+    return min(times)[:16].replace("T", " ") + " UTC" if times else ""
+
+
+def described(part: Any) -> str:
+    """A class of a config in a few words: ``AdamW (lr 0.002, betas 0.9 0.95)``; classes in it one after the other."""
+    if part is None or part == "":
+        return ""
+    if isinstance(part, Mapping) and "class_path" in part:
+        name, arguments = str(part["class_path"]).rpartition(".")[2], _arguments(part)
+        inner = ", ".join(f"{key} {described(value)}" for key, value in arguments.items() if described(value))
+        return f"{name} ({inner})" if inner else name
+    if isinstance(part, Mapping):
+        return ", ".join(f"{key} {described(value)}" for key, value in part.items() if described(value))
+    if isinstance(part, list):
+        return (" + " if any(isinstance(one, Mapping) for one in part) else " ").join(map(described, part))
+    return f"{part:g}" if isinstance(part, float) else str(part)
+
+
+def _arguments(part: Any) -> dict[str, Any]:
+    found = part.get("init_args") if isinstance(part, Mapping) else None
+    return dict(found) if isinstance(found, Mapping) else {}

@@ -1,0 +1,252 @@
+"""What a report advises, costs and settings: numbers that are derived from what the run's files say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lion_lightning.tools.report.advice import advice_of
+from lion_lightning.tools.report.facts import GIB, MIB, cost_of, data_of, described, progress_of, settings_of
+from lion_lightning.tools.report.logs import ChainLogs, Launch, Stage, read_launch, read_stage
+from lion_lightning.tools.report.rules import RULES
+from lion_lightning.tools.report.scores import scores_of
+from tests.unit.tools.report.runs import STARTUP, curve, evaluate, export, finish, write
+
+RUN = Launch("lion run mine.yaml --seeds 0", ["sft", "dpo"])
+
+
+def rounds(folder: Path, **metrics: list[float]) -> None:
+    for number in range(len(next(iter(metrics.values())))):
+        found = {f"on_policy/{name}": values[number] for name, values in metrics.items()}
+        kept = {"pairs": 100 + number, "tokens": 1000}
+        write(folder / "rounds" / f"round-{number:04}.json", {"metrics": found, "report": {"kept": kept}})
+
+
+def advised(folder: Path) -> list[str]:
+    """What the rules say of a stage, without their reasons."""
+    stage = read_stage(folder)
+    return [found.what for rule in RULES if (found := rule([stage]))]
+
+
+def logged(folder: Path, **metrics: list[float]) -> list[str]:
+    curve(folder, 0, **metrics)
+    return advised(folder)
+
+
+def test_a_run_of_few_steps_is_told(tmp_path: Path) -> None:
+    finish(tmp_path)
+    assert logged(tmp_path, train__loss=[1.0]) == []  # logged at step 9, so it made 10
+    (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").write_text("step,train/loss\n0,1.0\n8,1.0\n")
+    (what,) = advised(tmp_path)
+    assert what.startswith("Make more optimizer steps")
+
+
+def test_an_infinite_loss_is_told(tmp_path: Path) -> None:
+    assert logged(tmp_path, train__loss=[1.0, float("inf")]) == ["Lower the learning rate, or clip gradients."]
+
+
+@pytest.mark.parametrize(
+    ("losses", "what"),
+    [
+        ([2.0, 1.0, 1.0], None),
+        ([2.0, 1.0, 1.2], "Train fewer epochs, or use a lower learning rate."),  # 0.2 of a fall of 1
+        ([2.0, 1.0, 1.05], None),
+        ([2.0, 1.5, 1.0], "Train more epochs."),
+        ([2.0, 1.05, 1.0], None),
+        ([2.0, 1.0], None),  # nobody knows from two values
+    ],
+)
+def test_held_out_losses_say_too_long_or_too_short(losses: list[float], what: str | None, tmp_path: Path) -> None:
+    assert logged(tmp_path, val__loss=losses) == [what] * (what is not None)
+
+
+def test_pairs_that_were_not_learned_are_told(tmp_path: Path) -> None:
+    found = logged(tmp_path, val__rewards__accuracy=[0.5, 0.52], val__rewards__margin=[0.0, 0.01])
+    assert found == ["Raise the learning rate or the epochs, and look at pairs with lion inspect."]
+    rounds(tmp_path, score=[0.5])
+    assert advised(tmp_path) == []  # an online stage's pairs begin anew with each round
+
+
+def test_chosen_answers_that_become_less_likely_are_told(tmp_path: Path) -> None:
+    curves: dict[str, Any] = {"train__kl": [0.0, -2.0], "train__rewards__margin": [0.0, 1.0]}
+    curves["train__rewards__accuracy"] = [0.5, 0.9]
+    assert logged(tmp_path / "a", train__rewards__chosen=[0.0, -0.5], **curves) == [
+        "Add ChosenNLLLoss to the loss, or raise beta."
+    ]
+    assert logged(tmp_path / "b", train__rewards__chosen=[0.0, 0.5], **curves) == []
+
+
+def test_rounds_whose_score_still_rises_want_more(tmp_path: Path) -> None:
+    rounds(tmp_path, score=[0.5, 0.5, 0.54, 0.56])  # 0.50 to 0.55
+    assert advised(tmp_path) == [f"Give {tmp_path.name} more rounds (trainer.max_epochs)."]
+    rounds(tmp_path, score=[0.5, 0.5, 0.51, 0.51])
+    assert advised(tmp_path) == []
+
+
+def test_equal_scores_and_cut_answers_of_rounds_are_told(tmp_path: Path) -> None:
+    rounds(tmp_path, prompts_with_signal=[0.9, 0.2], unfinished=[0.0, 0.06])
+    found = [rule([read_stage(tmp_path)]) for rule in RULES]
+    whys = [one.why for one in found if one]
+    assert whys[0] == "In the last round 80% of the prompts had answers of equal scores, which teach nothing."
+    assert whys[1].startswith("6% of the answers")
+
+
+def test_policy_gradients_that_clip_much_or_lose_their_entropy_are_told(tmp_path: Path) -> None:
+    found = logged(tmp_path, train__clip__high=[0.1, 0.3], train__entropy=[2.0, 1.0, 0.5, 0.1])
+    assert found == [
+        "Lower the learning rate or the epochs a round.",
+        "Stop earlier, or add a KL penalty or an entropy bonus.",
+    ]
+
+
+# --- the run
+
+
+def chain(folder: Path, *names: str) -> list[ChainLogs]:
+    return [ChainLogs("run", [read_stage(folder / name) for name in names])]
+
+
+def test_a_stopped_run_says_where_and_how_it_goes_on(tmp_path: Path) -> None:
+    curve(tmp_path / "dpo", train__loss=[1.0])
+    write(tmp_path / "dpo" / "startup.json", STARTUP)
+    (tmp_path / "dpo" / "log.txt").write_text("all is well\nstep 3\rlion: error: disk full\n\n")
+    (tmp_path / "dpo" / "checkpoints").mkdir()
+    (tmp_path / "dpo" / "checkpoints" / "step=5.ckpt").write_text("")
+    chains = chain(tmp_path, "dpo")
+    assert progress_of(chains[0].stages[0])[:3] == (False, 10, 20)
+    first, *_ = advice_of(chains, None, RUN)
+    assert first.code == "lion run mine.yaml --seeds 0"
+    assert "stopped at step 10 of 20; it goes on from" in first.why
+    assert first.why.endswith("Its log ends with: disk full")
+
+
+def test_a_run_whose_stages_have_not_all_begun_is_not_finished(tmp_path: Path) -> None:
+    finish(tmp_path / "sft")
+    first, *_ = advice_of(chain(tmp_path, "sft"), None, RUN)
+    assert first.why == "dpo: not begun."
+
+
+def test_a_stage_is_finished_by_its_export_or_its_steps_too(tmp_path: Path) -> None:
+    curve(tmp_path / "a", train__loss=[1.0, 1.0])
+    write(tmp_path / "a" / "startup.json", STARTUP)
+    assert progress_of(read_stage(tmp_path / "a")).done  # 20 of 20
+    curve(tmp_path / "b", train__loss=[1.0])
+    assert not progress_of(read_stage(tmp_path / "b")).done
+    export(tmp_path / "b")
+    assert progress_of(read_stage(tmp_path / "b")).done
+
+
+def test_a_run_without_an_evaluation_is_told_how_to_add_one(tmp_path: Path) -> None:
+    finish(tmp_path / "sft")
+    finish(tmp_path / "dpo")
+    (found,) = advice_of(chain(tmp_path, "sft", "dpo"), None, RUN)
+    lines = yaml.safe_load(found.code)
+    assert set(lines["evaluate"]) == {"prompts", "judge"}
+    export(tmp_path / "dpo")
+    found, talk = advice_of(chain(tmp_path, "dpo"), None, Launch())  # a single fit
+    assert f"lion evaluate -c evaluate.yaml --model {tmp_path}/dpo/export" in found.code
+    assert talk.code == f"lion chat {tmp_path}/dpo/export"
+
+
+def test_a_reward_model_is_used_as_a_judge(tmp_path: Path) -> None:
+    finish(tmp_path / "reward")
+    export(tmp_path / "reward")
+    write(tmp_path / "reward" / "provenance.json", [{"model": {"module": "RewardModule"}}])
+    measure, use = advice_of(chain(tmp_path, "reward"), None, Launch())
+    assert measure.code.startswith("preferences: ")
+    assert use.what.startswith("Use it as a judge")
+
+
+def test_how_many_prompts_would_decide_follows_from_the_interval(tmp_path: Path) -> None:
+    # 40 prompts: 6 better, 4 worse, so a gain of 0.05 +- about 0.15, whose square is about 10 times that of 0.05
+    evaluate(tmp_path / "sft", [0.0] * 6 + [1.0] * 4 + [0.0] * 30)
+    evaluate(tmp_path / "dpo", [1.0] * 6 + [0.0] * 4 + [0.0] * 30)
+    finish(tmp_path / "sft")
+    finish(tmp_path / "dpo")
+    chains = chain(tmp_path, "sft", "dpo")
+    scores = scores_of(chains)
+    assert scores is not None
+    gain = scores.gain("dpo", "sft")
+    assert gain is not None
+    (found,) = advice_of(chains, scores, RUN)
+    wanted = 40 * ((gain.high - gain.low) / 2 / 0.05) ** 2
+    assert 300 < wanted < 500
+    assert f"about {int(wanted + 1):,} prompts" in found.what
+    assert found.code == "lion run mine.yaml --seeds 0 1 2"
+
+
+def test_a_last_stage_that_is_decidedly_worse_is_not_the_one_to_use(tmp_path: Path) -> None:
+    for name, right in (("sft", 20), ("dpo", 5)):
+        evaluate(tmp_path / name, [1.0] * right + [0.0] * (20 - right))
+        finish(tmp_path / name)
+        export(tmp_path / name)
+    chains = chain(tmp_path, "sft", "dpo")
+    *_, talk = advice_of(chains, scores_of(chains), RUN)
+    assert talk.code == f"lion chat {tmp_path}/sft/export"
+    assert "DPO is worse by 0.750" in talk.why
+
+
+# --- facts
+
+
+def test_costs_are_counted_from_the_logs(tmp_path: Path) -> None:
+    curve(tmp_path, perf__packing_efficiency=[0.8, 0.9], perf__tokens_per_second=[100.0, 300.0])
+    write(tmp_path / "startup.json", STARTUP)
+    write(tmp_path / "done.json", {"seconds": 12.5})
+    cost = cost_of(read_stage(tmp_path))
+    # 20 steps of 400 tokens in rows of 200: 40 rows, 8000 tokens if full, 85% of that
+    assert (cost.seconds, cost.steps, cost.rows, cost.tokens, cost.tokens_per_second) == (12.5, 20, 40, 6800, 200)
+    assert (cost.memory, cost.measured) == (100 * MIB, False)
+    curve(tmp_path, 1, perf__peak_memory=[0.25, 0.5, 0.125])
+    cost = cost_of(read_stage(tmp_path))
+    assert (cost.memory, cost.measured) == (0.5 * GIB, True)
+
+
+def test_data_of_rounds_is_what_they_kept(tmp_path: Path) -> None:
+    rounds(tmp_path, score=[0.1, 0.2])
+    assert data_of(read_stage(tmp_path)) == "201 pairs of 2 rounds of own answers"
+    write(tmp_path / "b" / "startup.json", STARTUP)
+    assert data_of(read_stage(tmp_path / "b")) == "5,000 examples"
+
+
+def test_settings_are_those_of_the_config(tmp_path: Path) -> None:
+    adam = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.002, "betas": [0.9, 0.95]}}
+    losses = [{"class_path": "l.SigmoidLoss", "init_args": {"beta": 0.1}}, {"class_path": "l.ChosenNLLLoss"}]
+    assert described(adam) == "AdamW (lr 0.002, betas 0.9 0.95)"
+    assert described(losses) == "SigmoidLoss (beta 0.1) + ChosenNLLLoss"
+    sampling = {"class_path": "l.OnPolicySampling", "init_args": {"num_samples": 8, "judge": {"class_path": "l.J"}}}
+    config = {
+        "model": {"class_path": "M", "init_args": {"policy": {"config": "runs/demo/model"}, "optimizer": adam}},
+        "data": {"class_path": "D", "init_args": {"max_length": 1280}},
+        "trainer": {"max_epochs": 2, "callbacks": [sampling]},
+    }
+    tmp_path.joinpath("stage.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert settings_of(read_stage(tmp_path)) == {
+        "starts from": "runs/demo/model (random weights)",
+        "optimizer": "AdamW (lr 0.002, betas 0.9 0.95)",
+        "epochs": "2",
+        "longest": "1,280 tokens",
+        "answers a prompt": "8",
+        "judge": "J",
+    }
+
+
+def test_the_command_that_goes_on_is_known_of_both_kinds_of_run(tmp_path: Path) -> None:
+    def launched(folder: Path) -> Launch:
+        return read_launch(folder, [ChainLogs("run", [read_stage(folder)])])
+
+    write(tmp_path / "provenance.json", [{"command": ["/x/lion", "fit", "-c", "my run.yaml"]}])
+    assert launched(tmp_path).command == "lion fit -c 'my run.yaml' --ckpt_path last"
+    write(tmp_path / "provenance.json", [{"command": ["/x/__main__.py", "runs/sft"]}])
+    assert launched(tmp_path) == Launch()
+    write(tmp_path / "run.json", {"command": ["lion", "run", "a b.yaml"], "stages": ["sft"]})
+    assert launched(tmp_path) == Launch("lion run 'a b.yaml'", ["sft"])
+
+
+def test_a_stage_may_lack_everything(tmp_path: Path) -> None:
+    stage: Stage = read_stage(tmp_path)
+    assert cost_of(stage) == (None, 0, None, None, None, None, False)
+    assert (settings_of(stage), data_of(stage), advised(tmp_path)) == ({}, "", [])
