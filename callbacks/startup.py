@@ -71,7 +71,7 @@ class StartupSummary(Callback):
         summary = summarize(trainer, pl_module)
         write_json(trainer, self.filename, summary)
         rank_zero_info("\n".join(lines(summary)))
-        _warn(trainer, summary["run"]["steps"], summary["memory"])
+        _warn(trainer, run_length(trainer), summary["memory"])
 
 
 def summarize(trainer: Trainer, module: LightningModule) -> dict[str, Section]:
@@ -242,15 +242,22 @@ def _peak(trainer: Trainer, module: AlignmentModule, tokens: int) -> MemoryEstim
     return own.peak(with_recompute_of(trainer.strategy, job))
 
 
-def _warn(trainer: Trainer, steps: int | str, memory: Section) -> None:
-    """Warn of few steps, unless the trainer was told to make just so many, and of a device that is too small."""
+def few_steps(trainer: Trainer, steps: float) -> str | None:
+    """Warning of a run with few optimizer steps, unless the trainer was told to make just so many."""
     asked = trainer.max_steps >= 0 or trainer.limit_train_batches != 1.0
-    if isinstance(steps, int) and steps < FEW_STEPS and not asked:
-        rank_zero_warn(
-            f"StartupSummary: the run makes {steps} optimizer step{'s' * (steps != 1)}, which is few: raise "
-            "trainer.max_epochs, or lower trainer.accumulate_grad_batches, data.batch_size or the length of a row "
-            "(data.max_length, data.row_length)"
-        )
+    if steps >= FEW_STEPS or asked:
+        return None
+    return (
+        f"the run makes {steps:.0f} optimizer step{'s' * (steps != 1)}, which is few: raise trainer.max_epochs, or "
+        "lower trainer.accumulate_grad_batches, data.batch_size or the length of a row (data.max_length, "
+        "data.row_length)"
+    )
+
+
+def _warn(trainer: Trainer, steps: float, memory: Section) -> None:
+    """Warn of few steps, and of a device that is too small."""
+    if text := few_steps(trainer, steps):
+        rank_zero_warn(text)
     if memory and memory["total"] > memory["device"]:
         rank_zero_warn(
             f"StartupSummary: the run needs about {memory['total'] / GIB:.1f} GiB per device, which has "

@@ -6,12 +6,12 @@ Nothing here imports torch or Lightning before a subcommand needs them, so that 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
 from lion_lightning import __version__
-from lion_lightning.processes.entry_point import run_guarded
+from lion_lightning.processes.entry_point import format_own_warnings, run_guarded
 from lion_lightning.processes.stopping import default_interrupts
 
 TRAINING: dict[str, tuple[str, str]] = {
@@ -80,12 +80,18 @@ def _run(arguments: list[str]) -> None:
     elif name == "--version":
         print(f"lion_lightning {__version__}")
     elif name in COMMANDS:
-        folder, _ = COMMANDS[name]
-        import_module(f"lion_lightning.tools.{folder}.main").main(arguments[1:])
+        _main_of(COMMANDS[name][0])(arguments[1:])
     elif name in TRAINING or name.startswith("-"):  # LightningCLI parses the subcommand itself
-        import_module("lion_lightning.tools.train.main").main(arguments)
+        _main_of("train")(arguments)
     else:
         known = [*TRAINING, *COMMANDS]
         close = get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}" if close else ""
         raise ValueError(f"unknown command {name!r}{hint}; the commands are {', '.join(known)}")
+
+
+def _main_of(folder: str) -> Callable[[list[str]], None]:
+    """The function that runs a command, by its folder in :mod:`lion_lightning.tools`."""
+    main: Callable[[list[str]], None] = import_module(f"lion_lightning.tools.{folder}.main").main
+    format_own_warnings()
+    return main

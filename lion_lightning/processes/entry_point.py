@@ -10,10 +10,15 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
+
+from typing_extensions import override
 
 from lion_lightning.errors import explain, is_user_error
 from lion_lightning.printing import PrintableFormatter, one_line
 from lion_lightning.processes.stopping import STOP, stop_code
+
+_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "")
 
 HIDDEN_WARNINGS = (
     ".*LeafSpec.*is deprecated",
@@ -76,7 +81,7 @@ def _prepare_process() -> None:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     handler = logging.StreamHandler()  # a new one each time: it binds sys.stderr when it is made
-    handler.setFormatter(PrintableFormatter("%(message)s"))
+    handler.setFormatter(_LevelFormatter("%(message)s"))
     package = logging.getLogger("lion_lightning")
     package.handlers = [handler]
     package.setLevel(logging.INFO)
@@ -88,6 +93,30 @@ def _prepare_process() -> None:
         # Read when transformers and tqdm are imported: no bars of loading and saving weights, few updates of others.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("TQDM_MININTERVAL", "2")
+
+
+def format_own_warnings() -> None:
+    """Give warnings of this package the form ``warning: text``, without file and line; others stay as they are.
+
+    To be called once Lightning is imported, which sets its own format.
+    """
+    usual = warnings.formatwarning
+
+    def formatted(message: Warning | str, category: type[Warning], filename: str, *place: Any, **options: Any) -> str:
+        if os.environ.get("LION_DEBUG") or not filename.startswith(_PACKAGE):
+            return usual(message, category, filename, *place, **options)
+        return f"warning: {one_line(str(message))}\n"
+
+    if usual.__module__ != __name__:
+        warnings.formatwarning = formatted
+
+
+class _LevelFormatter(PrintableFormatter):
+    """Writes ``warning: `` before warnings."""
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        return "warning: " * (record.levelno >= logging.WARNING) + super().format(record)
 
 
 def _contains_none(texts: Sequence[str], record: logging.LogRecord) -> bool:

@@ -168,6 +168,21 @@ def test_a_judge_may_be_the_reward_model_of_an_earlier_stage_and_a_policy_may_no
     )
 
 
+def test_warnings_are_printed_with_the_stage_and_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("texts.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n")
+    texts = {"init_args": {"sources": [{"path": "texts.jsonl"}], "validation": None, "batch_size": 1}}
+    long = {"max_steps": -1, "max_epochs": 7, "accumulate_grad_batches": 2}
+    stages = {"sft": STAGES["sft"], "dpo": changed("dpo", data=texts, trainer=long)}
+    checks = Checks(planned(stages=stages, evaluate=None))
+    assert checks.run() == []
+    first, (_, text), (_, few) = checks.warnings.found
+    assert first[0] == "stages.sft"
+    assert "1 of 1 rows are plain text, which is read without the tokenizer's chat template" in text
+    assert few.startswith("the run makes 7 optimizer steps, which is few: raise trainer.max_epochs")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert said[1:] == [f"warning: stages.dpo: {text}", f"warning: stages.dpo: {few}"]
+
+
 def test_what_the_cache_of_a_reference_takes_is_said_where_the_disk_is_small(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -94,11 +94,12 @@ class Runner:
             if (signum := _stopped_by(code)) is not None:
                 raise Stopped(signum)
             answer.seek(0)
-            found = json.load(answer) if code == 0 else []
+            found = json.load(answer) if code == 0 else {}
         if code:
             raise StageError(f"{self.plan.out}: the checks before training failed themselves (exit code {code})")
-        if found:
-            raise ExceptionGroup("before anything trained", [ValueError(line) for line in found])
+        self._status.warned.update(found["warnings"])  # they are on the terminal
+        if found["errors"]:
+            raise ExceptionGroup("before anything trained", [ValueError(line) for line in found["errors"]])
 
     def _run_chains(self) -> None:
         pool = ThreadPoolExecutor(self._parallel)

@@ -30,6 +30,10 @@ _TQDM = re.compile(r"(?P<what>[^|]*): +(?P<percent>\d+%)\|[^|]*\| (?P<count>\S+/
 """A bar of tqdm: ``answers:  47%|####     | 512/1100 [00:06<00:07, 75.77it/s]``."""
 
 
+_WARNING = re.compile(r"(?:^|(?<=\]))warning: (.*)", re.MULTILINE)
+"""A warning of the package, on a line of its own or behind a bar."""
+
+
 def progress_of(log: Path, start: int = 0) -> str:
     """The newest progress in a stage's log, as one short line; empty if there is none yet.
 
@@ -57,6 +61,7 @@ class RunningStage:
     Attributes:
         log: Its log.
         start: Size of the log when it began.
+        read: Bytes of the log whose warnings are known.
         began: When it began, on the monotonic clock.
         printed: Progress that was printed last.
         printed_at: When that was.
@@ -64,6 +69,7 @@ class RunningStage:
 
     log: Path
     start: int
+    read: int
     began: float
     printed: str = ""
     printed_at: float = 0.0
@@ -73,9 +79,13 @@ class Status:
     """Prints messages of a run, and the progress of its running stages from their logs.
 
     Stages begin and end in any thread; the lines are drawn where :meth:`refresh` is called.
+
+    Attributes:
+        warned: Warnings that were printed, which are not printed again.
     """
 
     def __init__(self) -> None:
+        self.warned: set[str] = set()
         self._running: dict[str, RunningStage] = {}
         self._lock = Lock()
         self._console: Console | None = None
@@ -101,11 +111,12 @@ class Status:
         """A stage of this name begins, and appends to a log, which may be there already."""
         start = log.stat().st_size if log.exists() else 0
         with self._lock:
-            self._running[name] = RunningStage(log, start, time.monotonic(), printed_at=time.monotonic())
+            self._running[name] = RunningStage(log, start, start, time.monotonic(), printed_at=time.monotonic())
 
     def end(self, name: str) -> float:
         """A stage is over; return the seconds that it took."""
         with self._lock:
+            self._say_warnings(name)
             return time.monotonic() - self._running.pop(name).began
 
     def say(self, text: str) -> None:
@@ -115,10 +126,26 @@ class Status:
         else:
             print(text, flush=True)
 
+    def _say_warnings(self, name: str) -> None:
+        """Print what a stage has warned of since the last time, up to the last whole line of its log."""
+        stage = self._running[name]
+        if not stage.log.exists():
+            return
+        with stage.log.open("rb") as file:
+            file.seek(stage.read)
+            lines, end, _ = file.read().rpartition(b"\n")
+        stage.read += len(lines) + len(end)
+        for text in _WARNING.findall(lines.decode("utf-8", errors="replace")):
+            if text not in self.warned:
+                self.warned.add(text)
+                self.say(f"{name}: warning: {printable(text)}")
+
     def refresh(self) -> None:
         """Draw the lines anew, or print those that are due."""
         with self._lock:
             running = dict(self._running)
+            for name in running:
+                self._say_warnings(name)
         if self._live is not None:
             from rich.console import Group
             from rich.text import Text

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 
-from lion_lightning.processes.entry_point import run_guarded
+from lion_lightning.processes.entry_point import format_own_warnings, run_guarded
 
 
 def test_messages_that_nobody_can_act_on_are_hidden_and_others_are_not(
@@ -36,3 +36,24 @@ def test_in_a_pipe_bars_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "0")  # a user's own setting stays
     assert run_guarded(lambda: None) == 0
     assert (os.environ["TQDM_MININTERVAL"], os.environ["HF_HUB_DISABLE_PROGRESS_BARS"]) == ("2", "0")
+
+
+def test_warnings_of_this_package_are_one_line_without_file_and_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back after the test
+    format_own_warnings()
+    format_own_warnings()  # the second time changes nothing
+    own, other = run_guarded.__code__.co_filename, os.__file__
+    assert warnings.formatwarning("two\nlines", UserWarning, own, 3) == "warning: two lines\n"
+    assert warnings.formatwarning("x", UserWarning, other, 3, "").startswith(f"{other}:3: UserWarning: x")
+    monkeypatch.setenv("LION_DEBUG", "1")
+    assert own in warnings.formatwarning("x", UserWarning, own, 3)
+
+
+def test_warnings_of_the_log_say_that_they_are(capfd: pytest.CaptureFixture[str]) -> None:
+    def body() -> None:
+        logger = logging.getLogger("lion_lightning.some.part")
+        logger.info("read 3 rows")
+        logger.warning("one is empty")
+
+    assert run_guarded(body) == 0
+    assert capfd.readouterr().err.splitlines() == ["read 3 rows", "warning: one is empty"]

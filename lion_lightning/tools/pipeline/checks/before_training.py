@@ -20,6 +20,7 @@ import yaml
 from lightning.pytorch import Trainer
 
 from lion_lightning.cache import cache_folder
+from lion_lightning.callbacks.startup import few_steps
 from lion_lightning.data.base import PackedDataModule
 from lion_lightning.data.on_policy import RoundDataModule
 from lion_lightning.errors import explain
@@ -29,7 +30,8 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 from lion_lightning.references.base import FrozenReference
 from lion_lightning.tools.pipeline.checks.disk import GIB, cached_reference_size, free_space, space_of
 from lion_lightning.tools.pipeline.checks.evaluation import check_evaluation
-from lion_lightning.tools.pipeline.checks.sources import check_data, check_rounds
+from lion_lightning.tools.pipeline.checks.sources import check_data, check_rounds, planned_steps
+from lion_lightning.tools.pipeline.checks.stage_warnings import StageWarnings
 from lion_lightning.tools.pipeline.configs import Config, merged, with_available_model
 from lion_lightning.tools.pipeline.plan import Plan, StagePlan, plan_from_yaml
 from lion_lightning.tools.pipeline.stage import DONE, changes, require_same_work, require_start
@@ -43,11 +45,13 @@ class Checks:
 
     Attributes:
         found: Errors, one line each.
+        warnings: What was warned of.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.found: list[str] = []
+        self.warnings = StageWarnings()
         self._chains = 1  # that are like the one that is looked at
         self._least = self._most = 0  # bytes
         self._caches: Counter[Path] = Counter()  # bytes of references' log-probs, by the folder of their cache
@@ -105,7 +109,7 @@ class Checks:
     def _check_stage(self, stage: StagePlan, config: Config, coming: set[Path]) -> None:
         """Check a stage with a config whose model exists; the exports ``coming`` will exist when it begins."""
         name = f"stages.{stage.name}"
-        with _named_warnings(name, logging.WARNING if stage.start else logging.ERROR):  # the first one says its own
+        with self.warnings.of(name):
             cli = None
             with self._collect_errors(name):
                 cli = _build(config)
@@ -142,6 +146,8 @@ class Checks:
             trainer.strategy.connect(cli.model)
             data.trainer = trainer
             check_data(data)
+            if text := few_steps(cli.trainer, planned_steps(cli.trainer, data)):
+                self.warnings.add(text)
             if size := cached_reference_size(cli.model, data):
                 self._caches[cache_folder("references", cli.model.reference.cache_dir)] += self._chains * size
             if isinstance(data, RoundDataModule):
@@ -197,30 +203,14 @@ def _readable_policy(cli: LionCLI) -> PolicySpec:
     return policy
 
 
-@contextmanager
-def _named_warnings(name: str, level: int) -> Iterator[None]:
-    """Prefix log messages from a level on with the stage's name."""
-    package = logging.getLogger("lion_lightning")
-    handlers, usual = package.handlers, package.level
-    package.setLevel(level)
-    before = [handler.formatter for handler in handlers]
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter(f"{name}: %(message)s"))
-    try:
-        yield
-    finally:
-        package.setLevel(usual)
-        for handler, formatter in zip(handlers, before, strict=True):
-            handler.setFormatter(formatter)
-
-
 def main() -> None:
-    """Read a plan from stdin, and write the errors to stdout as a JSON list; everything else goes to stderr."""
+    """Read a plan from stdin, and write errors and warnings to stdout as JSON; everything else goes to stderr."""
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not get into the answer
     logging.getLogger("lion_lightning").setLevel(logging.WARNING)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    found = Checks(plan_from_yaml(sys.stdin.read())).run()
+    checks = Checks(plan_from_yaml(sys.stdin.read()))
+    checks.run()
     with answer:
-        json.dump(found, answer)
+        json.dump({"errors": checks.found, "warnings": [text for _, text in checks.warnings.found]}, answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,21 @@ def check_data(data: PackedDataModule) -> None:
         check_first_rows(source, encoder)
     for rule in data.document_filters.rules:
         rule.identity()  # reads what the filter needs, such as the items of benchmarks
+
+
+def planned_steps(trainer: Trainer, data: PackedDataModule) -> float:
+    """Optimizer steps of a stage; infinity where they are not known, as of streams and of rounds to be sampled.
+
+    Args:
+        trainer: The stage's.
+        data: Its data module, after :func:`check_data`.
+    """
+    if data.stream or isinstance(data, RoundDataModule) or data.train_mixture is None:
+        return math.inf
+    loader: Any = data.train_dataloader()
+    batches = math.ceil(len(loader) / trainer.world_size)
+    epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
+    return epochs * math.ceil(batches / trainer.accumulate_grad_batches)
 
 
 def check_first_rows(source: Source, encoder: Encoder) -> None:

@@ -70,6 +70,33 @@ def test_without_a_terminal_a_line_per_stage_is_printed_when_it_is_due_and_new(
     assert status.end("seed-0") == 2 * module.EVERY_SECONDS
 
 
+def test_what_a_stage_warns_of_is_printed_once_and_not_what_the_checks_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, log = Status(), tmp_path / "log.txt"
+    log.write_text("warning: of an earlier process\n")
+    status.warned.add("few steps")
+    with status.shown():
+        for name in ("seed-0/sft", "seed-1/sft"):
+            status.begin(name, log)
+        with log.open("a") as file:
+            file.write(f"warning: few steps\nwarning: slow\n{BAR}warning: behind a bar\nwarning: half")
+        status.refresh()
+        with log.open("a") as file:
+            file.write(" written\nno warning: x\n")
+        status.refresh()
+        with log.open("a") as file:
+            file.write("warning: at the end\n")
+        status.end("seed-0/sft")
+        status.end("seed-1/sft")
+    assert capsys.readouterr().out.splitlines() == [
+        "seed-0/sft: warning: slow",
+        "seed-0/sft: warning: behind a bar",
+        "seed-0/sft: warning: half written",
+        "seed-0/sft: warning: at the end",
+    ]
+
+
 def test_on_a_terminal_each_stage_has_one_line_that_fits_it_and_is_rewritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
