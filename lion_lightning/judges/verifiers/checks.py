@@ -18,10 +18,11 @@ class ExactMatch:
     Args:
         column: Name of the column.
         ignore_case: Ignore upper and lower case.
+        around: Texts that may stand before or behind what is compared, such as a full stop; each is taken off once.
     """
 
-    def __init__(self, column: str = "answer", ignore_case: bool = False) -> None:
-        self.column, self.ignore_case = column, ignore_case
+    def __init__(self, column: str = "answer", ignore_case: bool = False, around: list[str] | None = None) -> None:
+        self.column, self.ignore_case, self.around = column, ignore_case, around or []
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
         """Return whether the texts are equal."""
@@ -31,7 +32,11 @@ class ExactMatch:
 
     def final_answer(self, prompt: Prompt, answer: str) -> str:
         """The part of an answer that is compared."""
-        return answer.strip().casefold() if self.ignore_case else answer.strip()
+        text, around = answer.strip(), list(self.around)
+        while found := next((one for one in around if text.startswith(one) or text.endswith(one)), None):
+            around.remove(found)  # once each: the time stays linear in the answer
+            text = text.removesuffix(found).removeprefix(found).strip()
+        return text.casefold() if self.ignore_case else text
 
 
 class MathAnswer:

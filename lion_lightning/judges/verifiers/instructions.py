@@ -100,7 +100,7 @@ TULU = {
 
 
 class Instructions:
-    """Checks that an answer follows all instructions that its row names.
+    """Checks that an answer follows all instructions that its row names, or the same ones in each row.
 
     Rows with ``instruction_id_list`` and ``kwargs`` are IFEval's. Others have, in one column, a mapping with
     ``func_name`` and arguments, or a list of such, as data or as JSON; arguments that are null are not given.
@@ -112,14 +112,21 @@ class Instructions:
         column: Name of that column.
         more: Functions of your own by the name of their instruction, in a config by their import paths. Each is called
             with the answer and, by name, the row's arguments.
+        always: Names of instructions with their arguments, for all answers alike; then the rows name none.
     """
 
-    def __init__(self, column: str = "ground_truth", more: dict[str, Callable[..., bool]] | None = None) -> None:
-        self.column, self.more = column, more or {}
+    def __init__(
+        self,
+        column: str = "ground_truth",
+        more: dict[str, Callable[..., bool]] | None = None,
+        always: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        self.column, self.more, self.always = column, more or {}, always
 
     def identity(self) -> dict[str, Any]:
         """Settings that determine the result."""
-        return {"column": self.column, "more": {name: check.__qualname__ for name, check in self.more.items()}}
+        more = {name: check.__qualname__ for name, check in self.more.items()}
+        return {"column": self.column, "more": more, "always": self.always}
 
     def __call__(self, prompt: Prompt, answer: str) -> bool:
         """Return whether the answer follows all of them; an empty one does not.
@@ -146,6 +153,8 @@ class Instructions:
 
     def _columns(self, prompt: Prompt) -> tuple[Any, Any]:
         """Names of the row's instructions, and the mapping with the arguments of each."""
+        if self.always is not None:
+            return list(self.always), list(self.always.values())
         if prompt.row.get("instruction_id_list") is not None:
             return _loaded(prompt, "instruction_id_list"), _loaded(prompt, "kwargs")
         label = _loaded(prompt, self.column)

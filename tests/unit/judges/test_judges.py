@@ -19,6 +19,7 @@ from transformers import DebertaV2Config, LlamaConfig, LlamaForSequenceClassific
 
 from lion_lightning.judges import (
     ExactMatch,
+    Instructions,
     JSONSchema,
     Judge,
     Length,
@@ -76,6 +77,30 @@ def test_exact_match_ignores_white_space_around_and_capitals_if_asked() -> None:
     assert ExactMatch()(prompt, " Paris\n")
     assert not ExactMatch()(prompt, "paris")
     assert ExactMatch(ignore_case=True)(prompt, "paris")
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("Paris.", True),
+        ("So: Paris, I guess.", True),
+        ("so: Paris", False),
+        ("Paris..", False),
+        ("So: So: Paris", False),
+    ],
+)
+def test_exact_match_takes_texts_around_the_answer_off_once(answer: str, right: bool) -> None:
+    match = ExactMatch(around=["So:", ".", ", I guess"])
+    assert match(Prompt("Capital?", row={"answer": "Paris."}), answer) is right  # off the reference, too
+    assert match.final_answer(Prompt("Capital?"), "So: Rome.") == "Rome"
+
+
+def test_instructions_for_all_rows_alike_stand_in_the_config() -> None:
+    ending = Instructions(always={"startend:end_checker": {"end_phrase": "."}, "punctuation:no_comma": {}})
+    answers = ["Yes.", "Yes", "Yes, no.", ""]
+    assert [ending(Prompt("?"), answer) for answer in answers] == [True, False, False, False]
+    with pytest.raises(ValueError, match="'startend:end' is unknown"):
+        Instructions(always={"startend:end": {}})(Prompt("?"), "Yes.")
 
 
 def test_patterns_schemas_and_lengths() -> None:

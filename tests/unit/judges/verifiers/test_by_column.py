@@ -57,9 +57,10 @@ def test_the_identity_of_a_round_names_every_verifier_with_its_settings() -> Non
     identity = identity_of(VerifierJudge(ByColumn(PARTS), reward=10))
     assert identity["settings"]["verifiers"]["gsm8k"] == {
         "verifier": "ExactMatch",
-        "settings": {"column": "ground_truth", "ignore_case": False},
+        "settings": {"column": "ground_truth", "ignore_case": False, "around": []},
     }
-    assert identity["settings"]["verifiers"]["ifeval"]["settings"] == {"column": "ground_truth", "more": {}}
+    settings: dict[str, object] = {"column": "ground_truth", "more": {}, "always": None}
+    assert identity["settings"]["verifiers"]["ifeval"]["settings"] == settings
 
 
 def test_it_is_made_from_a_config() -> None:

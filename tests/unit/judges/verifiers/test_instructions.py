@@ -251,7 +251,8 @@ def test_a_function_of_ones_own_for_another_instruction() -> None:
     prompt = tulu("validate_response_language", language="en")
     assert verifier(prompt, "the cat")
     assert not verifier(prompt, "le chat")
-    assert verifier.identity() == {"column": "ground_truth", "more": {"validate_response_language": "in_language"}}
+    more = {"validate_response_language": "in_language"}
+    assert verifier.identity() == {"column": "ground_truth", "more": more, "always": None}
 
 
 def test_patterns_in_a_row_are_text_and_no_answer_takes_long() -> None:
