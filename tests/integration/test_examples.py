@@ -105,7 +105,7 @@ def test_the_reference_is_the_mean_of_its_models(folder: Path) -> None:
 
 def test_the_filters_of_rows_and_of_prompts_leave_out_what_they_say_and_it_is_counted(folder: Path) -> None:
     rows = [json.loads(line) for line in Path("runs/demo/train.jsonl").read_text().splitlines()]
-    long = [row for row in rows if len(row["messages"][-1]["content"]) > 6]
+    long = [row for row in rows if len(row["messages"][-1]["content"]) > 18]
     source = Source("runs/demo/train.jsonl", transform="examples.row_filter.short_answers")  # type: ignore[arg-type]
     assert source.transform is short_answers
     rules: list[DocumentFilter] = [WithoutWords(["backwards"])]

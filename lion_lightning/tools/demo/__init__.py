@@ -2,29 +2,29 @@
 
 ``lion demo [OUT]`` writes:
 
-- ``train.jsonl`` and ``validation.jsonl``: conversations in the ``messages`` form. As in collected data, not all
-  answers are right: a quarter of them are plausible mistakes.
-- ``preferences.jsonl`` and ``preferences_validation.jsonl``: prompts with a right answer and a plausible mistake.
-- ``ranked.jsonl`` and ``ranked_validation.jsonl``: prompts with three answers and their scores.
-- ``prompts.jsonl`` to train online, ``questions.jsonl`` to evaluate with, both with the right answers.
+- ``train.jsonl`` and ``validation.jsonl``: conversations in the ``messages`` form. As in collected data, the answers
+  are those of imperfect writers: mistakes, refusals, words too many, a wrong form.
+- ``preferences.jsonl`` and ``preferences_validation.jsonl``: prompts with the better and the worse of two such answers.
+- ``ranked.jsonl`` and ``ranked_validation.jsonl``: prompts with three such answers and their scores.
+- ``prompts.jsonl`` to train online, ``questions.jsonl`` to evaluate with, both with the best answer, for a verifier.
 - ``model``: a byte-level tokenizer with a ChatML template, and the config of a tiny Llama; a policy built from it
   has random weights.
 
-A model of this size learns most of it in a minute or two on two CPU cores,
-and :func:`check` says whether an answer is right, so that accuracy can be measured and answers can be ranked.
+A model of this size learns most of it in a minute or two on two CPU cores. docs/demo.md has the writers' slips, the
+parts of the score and what the three stages make of them. :func:`check` says whether the content is right.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from random import Random
 
 from lion_lightning.tools.demo.model import make_config, make_tokenizer
-from lion_lightning.tools.demo.rows import Row, make_pairs, make_prompts, make_ranked, make_rows
-from lion_lightning.tools.demo.task import FAMILIES, check, solve
+from lion_lightning.tools.demo.rows import Row, make_pairs, make_prompts, make_ranked, make_rows, make_written
+from lion_lightning.tools.demo.task import FAMILIES, solve
+from lion_lightning.tools.demo.writers import check
 
 __all__ = [
     "FAMILIES",
@@ -36,6 +36,7 @@ __all__ = [
     "make_ranked",
     "make_rows",
     "make_tokenizer",
+    "make_written",
     "solve",
     "write_demo",
 ]
@@ -60,7 +61,6 @@ def write_demo(
     preferences: int = 4000,
     prompts: int = 3000,
     questions: int = 1100,
-    slips: float = 0.25,
     ranked: int = 2000,
 ) -> None:
     """Write the task's data, tokenizer and model config.
@@ -74,7 +74,6 @@ def write_demo(
         preferences: Rows of ``preferences.jsonl``.
         prompts: Rows of ``prompts.jsonl``.
         questions: Rows of ``questions.jsonl``.
-        slips: Share of the answers in ``train.jsonl`` that are plausible mistakes.
         ranked: Rows of ``ranked.jsonl``.
 
     Raises:
@@ -85,7 +84,7 @@ def write_demo(
     out.mkdir(parents=True, exist_ok=True)
     random, taken = Random(seed), set[str]()  # held-out rows are drawn before those to train on
     makers: tuple[Callable[[int, Random, set[str]], list[Row]], ...]
-    makers = (make_rows, partial(make_rows, slips=slips), *[make_pairs] * 2, *[make_prompts] * 2, *[make_ranked] * 2)
+    makers = (*[make_written] * 2, *[make_pairs] * 2, *[make_prompts] * 2, *[make_ranked] * 2)
     counts = (validation, train, validation, preferences, prompts, questions, validation, ranked)
     for name, make, count in zip(FILES, makers, counts, strict=True):
         lines = [json.dumps(row) + "\n" for row in make(count, random, taken)]

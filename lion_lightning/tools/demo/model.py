@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from lion_lightning.tools.demo.task import FAMILIES
+from lion_lightning.tools.demo.writers import CLOSING, OPENING, REFUSAL
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -19,11 +20,11 @@ TEMPLATE = (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a tokenizer with a token per word of the instructions; everything else is split into bytes."""
+    """Make a tokenizer with a token per word of the instructions and of the habits; all else is split into bytes."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words: set[str] = set()
+    words = set(re.findall(r"\w+", f"{OPENING} {CLOSING} {REFUSAL}"))
     for family in FAMILIES.values():
         words.update(re.findall(r"\w+", " ".join(family.wordings)))
     known = sorted(words)

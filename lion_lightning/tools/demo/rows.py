@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import cycle, islice
+from operator import attrgetter
 from random import Random
 from typing import Any
 
 from lion_lightning.tools.demo.task import FAMILIES
+from lion_lightning.tools.demo.writers import Written, write
 
 Row = dict[str, Any]
 
@@ -32,40 +34,50 @@ def make_rows(count: int, random: Random, taken: set[str], slips: float = 0.0) -
     return rows
 
 
-def make_pairs(count: int, random: Random, taken: set[str]) -> list[Row]:
-    """Make prompts with a right answer and a plausible mistake; arguments as of :func:`make_rows`."""
+def make_written(count: int, random: Random, taken: set[str]) -> list[Row]:
+    """Make conversations with the answers of imperfect writers; arguments as of :func:`make_rows`."""
     rows = []
-    for name, question, drawn in _questions(count, random, taken):
-        family = FAMILIES[name]
-        answers = {"chosen": family.solve(drawn), "rejected": family.slip(drawn, random)}
-        turns = {column: [_turn("assistant", answer)] for column, answer in answers.items()}
+    for family, question, drawn in _questions(count, random, taken):
+        rows.append({"messages": [_turn("user", question), _turn("assistant", write(family, drawn, random).text)]})
+    return rows
+
+
+def make_pairs(count: int, random: Random, taken: set[str]) -> list[Row]:
+    """Make prompts with the better and the worse of two such answers; arguments as of :func:`make_rows`."""
+    rows = []
+    for family, question, drawn in _questions(count, random, taken):
+        worse, better = sorted(_apart(2, family, drawn, random), key=attrgetter("score"))
+        turns = {"chosen": [_turn("assistant", better.text)], "rejected": [_turn("assistant", worse.text)]}
         rows.append({"prompt": [_turn("user", question)], **turns})
     return rows
 
 
 def make_ranked(count: int, random: Random, taken: set[str]) -> list[Row]:
-    """Make prompts with three scored answers in any order; arguments as of :func:`make_rows`.
-
-    The right answer has the score 1, a plausible mistake 0.5, and the right answer to another input 0.
-    """
+    """Make prompts with three such answers and their scores; arguments as of :func:`make_rows`."""
     rows = []
-    for name, question, drawn in _questions(count, random, taken):
-        family = FAMILIES[name]
-        scores = {family.solve(drawn): 1.0, family.slip(drawn, random): 0.5}
-        while len(scores) < 3:  # another input may have the same answer
-            scores.setdefault(family.solve(family.draw(random)), 0.0)
-        answers = random.sample(list(scores), 3)
-        turns = [[_turn("assistant", answer)] for answer in answers]
-        rows.append({"prompt": [_turn("user", question)], "answers": turns, "scores": [scores[a] for a in answers]})
+    for family, question, drawn in _questions(count, random, taken):
+        answers = _apart(3, family, drawn, random)
+        turns = [[_turn("assistant", answer.text)] for answer in answers]
+        scores = [answer.score for answer in answers]
+        rows.append({"prompt": [_turn("user", question)], "answers": turns, "scores": scores})
     return rows
 
 
 def make_prompts(count: int, random: Random, taken: set[str]) -> list[Row]:
-    """Make questions with their family and their right answer, for a verifier; arguments as of :func:`make_rows`."""
+    """Make questions with their family and the best answer, for a verifier; arguments as of :func:`make_rows`."""
     return [
-        {"family": name, "question": question, "answer": FAMILIES[name].solve(drawn)}
+        {"family": name, "question": question, "answer": f"{FAMILIES[name].solve(drawn)}."}
         for name, question, drawn in _questions(count, random, taken)
     ]
+
+
+def _apart(count: int, family: str, drawn: str, random: Random) -> list[Written]:
+    """Answers to a question, in any order: writers are asked until so many scores differ."""
+    answers: dict[float, Written] = {}
+    while len(answers) < count:
+        answer = write(family, drawn, random)
+        answers.setdefault(answer.score, answer)
+    return list(answers.values())
 
 
 def _questions(count: int, random: Random, taken: set[str]) -> Iterator[tuple[str, str, str]]:

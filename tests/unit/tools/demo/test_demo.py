@@ -11,13 +11,14 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from lion_lightning.cli import main
 from lion_lightning.tools.demo import (
     FAMILIES,
+    FILES,
     Row,
     check,
     make_pairs,
     make_prompts,
-    make_ranked,
     make_rows,
     make_tokenizer,
+    make_written,
     solve,
     write_demo,
 )
@@ -51,6 +52,7 @@ def read(path: Path) -> list[Row]:
 def test_each_family_is_solved_and_checked(question: str, answer: str) -> None:
     assert solve(question) == answer
     assert check(question, f" {answer}\n")
+    assert check(question, f"Well, {answer} maybe!")
     assert not check(question, f"{answer} x")
 
 
@@ -75,7 +77,8 @@ def test_no_question_fits_the_wording_of_two_families() -> None:
 
 
 def test_rows_to_train_on_have_no_column_that_training_would_not_use() -> None:
-    assert make_rows(1, Random(0), set())[0].keys() == {"messages"}
+    for make in (make_rows, make_written):
+        assert make(1, Random(0), set())[0].keys() == {"messages"}
     assert make_pairs(1, Random(0), set())[0].keys() == {"prompt", "chosen", "rejected"}
 
 
@@ -88,14 +91,16 @@ def test_rows_hold_the_families_evenly_and_the_right_answers() -> None:
 
 def input_of(row: Row) -> str:
     """The family and the input that a row asks about."""
-    ((family, drawn),) = families_of(row["messages"][0]["content"]).items()
+    question = row["question"] if "question" in row else (row.get("messages") or row["prompt"])[0]["content"]
+    ((family, drawn),) = families_of(question).items()
     return f"{family}: {drawn}"
 
 
-def test_no_two_rows_of_train_and_validation_share_an_input(tmp_path: Path) -> None:
-    write_demo(tmp_path, train=2000, validation=300)
-    rows = read(tmp_path / "train.jsonl") + read(tmp_path / "validation.jsonl")
-    assert len({input_of(row) for row in rows}) == len(rows) == 2300
+def test_no_two_rows_of_all_files_share_an_input(tmp_path: Path) -> None:
+    sizes = {"train": 700, "validation": 110, "preferences": 400, "prompts": 300, "questions": 110, "ranked": 200}
+    write_demo(tmp_path, **sizes)
+    inputs = [input_of(row) for name in FILES for row in read(tmp_path / name)]
+    assert len(set(inputs)) == len(inputs) == sum(sizes.values()) + 2 * sizes["validation"]
 
 
 def test_more_rows_than_there_are_inputs_is_an_error_not_a_hang() -> None:
@@ -147,36 +152,3 @@ def test_an_unwritable_folder_is_one_line_and_exit_code_2(tmp_path: Path, capsys
     (tmp_path / "file").write_text("")
     assert main(["demo", str(tmp_path / "file" / "demo")]) == 2
     assert str(tmp_path / "file" / "demo") in capsys.readouterr().err
-
-
-def test_pairs_hold_a_right_answer_and_a_mistake_to_a_prompt_of_their_own() -> None:
-    taken: set[str] = set()
-    trained = make_rows(500, Random(0), taken)
-    pairs = make_pairs(500, Random(1), taken)
-    assert {name for pair in pairs for name in families_of(pair["prompt"][0]["content"])} == set(FAMILIES)
-    for pair in pairs:
-        question = pair["prompt"][0]["content"]
-        assert check(question, pair["chosen"][0]["content"])
-        assert not check(question, pair["rejected"][0]["content"])
-    asked = {row["messages"][0]["content"] for row in trained}
-    assert not asked & {pair["prompt"][0]["content"] for pair in pairs}
-
-
-def test_ranked_answers_are_right_near_and_of_another_question() -> None:
-    rows = make_ranked(110, Random(3), set())
-    orders: Counter[tuple[float, ...]] = Counter()
-    for row in rows:
-        [turn] = row["prompt"]
-        scores = dict(zip([answer[0]["content"] for answer in row["answers"]], row["scores"], strict=True))
-        assert len(scores) == 3
-        assert {check(turn["content"], answer) for answer, score in scores.items() if score == 1.0} == {True}
-        assert not any(check(turn["content"], answer) for answer, score in scores.items() if score < 1.0)
-        orders[tuple(row["scores"])] += 1
-    assert set(orders) == {
-        (1.0, 0.5, 0.0),
-        (1.0, 0.0, 0.5),
-        (0.5, 1.0, 0.0),
-        (0.5, 0.0, 1.0),
-        (0.0, 1.0, 0.5),
-        (0.0, 0.5, 1.0),
-    }
