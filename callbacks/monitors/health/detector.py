@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from statistics import fmean, stdev
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, pvariance
 from typing import Any, ClassVar, NamedTuple
 
 from lion_lightning.callbacks.monitors.health.findings import Finding
+from lion_lightning.rollouts.rollout import Rollout
+
+MOST_ROWS = 3
+"""Rows that a finding names."""
 
 
 class Step(NamedTuple):
@@ -22,6 +26,66 @@ class Step(NamedTuple):
     number: int
     metrics: Mapping[str, float]
     is_scaled: bool = False
+
+
+class Pairs(NamedTuple):
+    """Preference pairs that the run trains on.
+
+    Attributes:
+        read: Pairs of the data.
+        left_out: Pairs of these that the data module has left out, by cause.
+        answers: Tokens of chosen and rejected of those that are kept, or of an even draw of them.
+        where: Place of the row of a pair, by its position among ``answers``.
+    """
+
+    read: int
+    left_out: Mapping[str, int]
+    answers: Sequence[tuple[Sequence[int], Sequence[int]]]
+    where: Callable[[int], str]
+
+
+class Sampled(NamedTuple):
+    """Answers of a round of on-policy sampling.
+
+    Attributes:
+        step: Optimizer steps made when its epoch begins.
+        number: The round's number.
+        rollouts: Its prompts to train on, with answers and their scores.
+    """
+
+    step: int
+    number: int
+    rollouts: Sequence[Rollout]
+
+    def places(self, which: Sequence[bool]) -> tuple[str, ...]:
+        """Places of the first of some prompts."""
+        chosen = [rollout.prompt.where for rollout, is_chosen in zip(self.rollouts, which, strict=True) if is_chosen]
+        return tuple(chosen[:MOST_ROWS])
+
+
+class Change(NamedTuple):
+    """A mean that has changed since the start of a run.
+
+    Attributes:
+        start: Mean at the start.
+        now: Mean of the last values.
+        error: Standard error of the difference.
+        spread: Standard deviation of the values at the start.
+    """
+
+    start: float
+    now: float
+    error: float
+    spread: float
+
+    @property
+    def rise(self) -> float:
+        """By how much it has risen."""
+        return self.now - self.start
+
+    def is_sure(self, errors: float = 3.0) -> bool:
+        """True if it is at least so many standard errors from none."""
+        return abs(self.rise) >= errors * self.error and self.rise != 0
 
 
 class Detector:
@@ -42,8 +106,20 @@ class Detector:
     def __init__(self) -> None:
         self.memory: dict[str, list[float]] = {}
 
+    def on_pairs(self, pairs: Pairs) -> Finding | None:
+        """See the preference pairs of the data, before the first step."""
+        return None
+
     def on_step(self, step: Step) -> Finding | None:
         """See an optimizer step."""
+        return None
+
+    def on_validation(self, step: int, metrics: Mapping[str, float]) -> Finding | None:
+        """See the metrics of a validation, without ``val/``; also of the one before the first step."""
+        return None
+
+    def on_round(self, sampled: Sampled) -> Finding | None:
+        """See a round of on-policy sampling, before it is trained on."""
         return None
 
     def finding(self, step: int, value: float, limit: float, seen: str, **more: Any) -> Finding:
@@ -57,27 +133,38 @@ class Detector:
         del numbers[:-most]
         return numbers
 
+    def since_first(self, name: str, values: Sequence[float]) -> Change | None:
+        """The change of a mean since the first call for this name; None in that call, or without values.
 
-class Change(NamedTuple):
-    """A mean that has changed from the start of a run to now.
+        Args:
+            name: Under which the first mean is remembered.
+            values: Independent ones, e.g. one for each prompt; NaN where unknown.
+        """
+        known = [value for value in values if not math.isnan(value)]
+        if not known:
+            return None
+        mean, variance, number = fmean(known), pvariance(known), len(known)
+        if name not in self.memory:
+            self.memory[name] = [mean, variance, number]
+            return None
+        first, first_variance, first_number = self.memory[name]
+        error = math.sqrt(variance / number + first_variance / first_number)
+        return Change(first, mean, error, math.sqrt(first_variance))
 
-    Attributes:
-        start: Mean at the start.
-        now: Mean of the last values.
-        error: Standard error of the difference.
-    """
+    def since_start(self, name: str, value: float, window: int) -> Change | None:
+        """The change from the first ``window`` values under a name to the last ones; None before both are known.
 
-    start: float
-    now: float
-    error: float
-
-    @classmethod
-    def of(cls, first: list[float], last: list[float]) -> Change:
-        """From two or more values of each."""
-        variance = stdev(first) ** 2 / len(first) + stdev(last) ** 2 / len(last)
-        return cls(fmean(first), fmean(last), math.sqrt(variance))
-
-    def exceeds(self, difference: float, errors: float = 3.0) -> bool:
-        """True for a rise of at least ``difference`` that is at least so many standard errors from none."""
-        rise = self.now - self.start
-        return rise >= difference and rise >= errors * self.error
+        Args:
+            name: Under which values are remembered.
+            value: The next one.
+            window: Values of each mean.
+        """
+        first = self.memory.setdefault(f"first {name}", [])
+        if len(first) < window:
+            first.append(value)
+            return None
+        last = self.remember(name, value, window)
+        if len(last) < window:
+            return None
+        error = math.sqrt((pvariance(first) + pvariance(last)) / (window - 1))
+        return Change(fmean(first), fmean(last), error, math.sqrt(pvariance(first)))

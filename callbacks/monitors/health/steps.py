@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from statistics import median
 
 from typing_extensions import override
 
-from lion_lightning.callbacks.monitors.health.detector import Change, Detector, Step
+from lion_lightning.callbacks.monitors.health.detector import Detector, Step
 from lion_lightning.callbacks.monitors.health.findings import Finding
 
 
@@ -43,6 +44,45 @@ class NonFinite(Detector):
         return self.finding(step.number, value, math.inf, f"{what} is {value}")
 
 
+class LossSpike(Detector):
+    """A loss far above those of the steps before.
+
+    Args:
+        deviations: How far above the median, in standard deviations (estimated from the median deviation, which a few
+            large losses do not change).
+        share: How far above the median at least, as a share of it.
+        window: Steps of the median.
+    """
+
+    symptom = "loss spike"
+    advice = (
+        "Usually a row unlike the others (of another language, broken, very long) or too high a rate. Look at the "
+        "rows; if the loss does not come back, go back to a checkpoint and lower the rate or "
+        "trainer.gradient_clip_val"
+    )
+    names_rows = True
+
+    def __init__(self, deviations: float = 12.0, share: float = 0.5, window: int = 50) -> None:
+        super().__init__()
+        self.deviations, self.share, self.window = deviations, share, window
+
+    @override
+    def on_step(self, step: Step) -> Finding | None:
+        loss, before = step.metrics["loss"], [*self.memory.get("losses", [])]
+        if not math.isfinite(loss):
+            return None
+        self.remember("losses", loss, self.window)
+        if len(before) < min(20, self.window):
+            return None
+        middle = median(before)
+        deviation = 1.4826 * median(abs(one - middle) for one in before)  # of a normal distribution the standard one
+        limit = middle + max(self.deviations * deviation, self.share * abs(middle))
+        if loss <= limit:
+            return None
+        seen = f"the loss is {loss:.4g}, after a median of {middle:.4g} in the {len(before)} steps before"
+        return self.finding(step.number, loss, limit, seen, severity=(loss - middle) / (limit - middle))
+
+
 class LikelihoodDisplacement(Detector):
     """Chosen answers that become less likely while the reward margin rises ("likelihood displacement", 2410.08847).
 
@@ -61,33 +101,63 @@ class LikelihoodDisplacement(Detector):
         "pairs whose answers are nearly alike"
     )
 
-    def __init__(self, drop: float = 0.4, window: int = 10) -> None:
+    def __init__(self, drop: float = 0.75, window: int = 10) -> None:
         super().__init__()
         self.drop, self.window = drop, window
 
     @override
     def on_step(self, step: Step) -> Finding | None:
         names = ("logps/chosen", "lengths/chosen", "rewards/margin")
-        logps, length, margin = (step.metrics.get(name, math.nan) for name in names)
-        if not math.isfinite(logps + margin) or not length > 0:  # a step without chosen answers, or another objective
+        total, length, reward = (step.metrics.get(name, math.nan) for name in names)
+        if not math.isfinite(total + reward) or not length > 0:  # no chosen answer in this step, or none ever
             return None
-        for name, value in (("loss per token", -logps / length), ("margin", margin)):
-            first = self.memory.setdefault(f"first {name}", [])
-            first += [value] * (len(first) < self.window)
-            self.remember(name, value, self.window)
-        nll, margins = self._change("loss per token"), self._change("margin")
-        if nll is None or margins is None or not nll.exceeds(self.drop) or not margins.exceeds(0.0):
+        logp = self.since_start("logp per token", total / length, self.window)
+        margin = self.since_start("margin", reward, self.window)
+        if logp is None or margin is None or margin.rise <= 0 or not margin.is_sure():
             return None
-        lost, risen = nll.now - nll.start, margins.now - margins.start
+        lost = -logp.rise
+        if lost < self.drop or not logp.is_sure():
+            return None
         seen = (
             f"chosen answers have lost {lost:.2f} nats a token since the first steps (limit {self.drop:g}), while the "
-            f"reward margin rose by {risen:.2f}"
+            f"reward margin rose by {margin.rise:.2f}"
         )
         return self.finding(step.number, lost, self.drop, seen, severity=lost / self.drop)
 
-    def _change(self, name: str) -> Change | None:
-        """From the first steps to the last ones; None before both are known and apart."""
-        first, last = self.memory[f"first {name}"], self.memory[name]
-        if len(last) < self.window or first == last:
+
+class LengthBias(Detector):
+    """Chosen answers that are much longer, or shorter, than the rejected ones, so that length alone tells them apart.
+
+    Compares the mean tokens over all steps. Reads ``lengths/chosen`` and ``lengths/rejected``.
+
+    Args:
+        ratio: Mean tokens of the longer kind over those of the shorter.
+        least: Steps before anything is said.
+    """
+
+    symptom = "length bias"
+    advice = (
+        "The policy learns length before anything else. Leave out pairs with data.max_length_ratio, balance the data, "
+        "or use a loss that divides by length; watch the length of sampled answers"
+    )
+
+    def __init__(self, ratio: float = 1.5, least: int = 20) -> None:
+        super().__init__()
+        self.ratio, self.least = ratio, least
+
+    @override
+    def on_step(self, step: Step) -> Finding | None:
+        lengths = [step.metrics.get(f"lengths/{kind}", math.nan) for kind in ("chosen", "rejected")]
+        if not all(length > 0 for length in lengths):  # NaN: no answer of the kind in this step
             return None
-        return Change.of(first, last)
+        totals = self.memory.setdefault("totals", [0.0, 0.0, 0.0])
+        totals[:] = [totals[0] + 1, totals[1] + lengths[0], totals[2] + lengths[1]]
+        steps, chosen, rejected = totals[0], totals[1] / totals[0], totals[2] / totals[0]
+        ratio = max(chosen, rejected) / min(chosen, rejected)
+        if steps < self.least or ratio < self.ratio:
+            return None
+        seen = (
+            f"chosen answers have {chosen:.1f} tokens on average, rejected ones {rejected:.1f} (limit {self.ratio:g} "
+            "times)"
+        )
+        return self.finding(step.number, ratio, self.ratio, seen, severity=(ratio - 1) / (self.ratio - 1))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +16,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lion_lightning.callbacks import HealthMonitor
-from lion_lightning.callbacks.monitors.health import Detector, Finding, NonFinite, Step, read_findings
-from lion_lightning.callbacks.monitors.health.monitor import training_metrics
+from lion_lightning.callbacks.monitors.health import Detector, Finding, NonFinite, Sampled, Step, read_findings
+from lion_lightning.callbacks.monitors.health.monitor import logged_metrics
+from lion_lightning.rollouts.files import write_rollouts
+from lion_lightning.rollouts.rollout import Rollout
+from lion_lightning.rollouts.rounds import Round, round_path
+from lion_lightning.types import Answer, Prompt
 from tests.unit.callbacks.conftest import Bench, batches
 
 
@@ -141,9 +147,54 @@ def test_a_foreign_module_is_watched_as_far_as_it_logs(bench: Bench) -> None:
     assert [(finding.step, finding.seen) for finding in monitor.findings] == [(3, "the loss is nan")]
 
 
-def test_metrics_of_training_lose_their_prefix() -> None:
-    logged = {name: torch.tensor(1.0) for name in ("train/loss", "train_kl", "lr", "val/loss", "on_policy/kl")}
-    assert [*training_metrics(logged)] == ["loss", "kl", "lr"]
+def test_metrics_of_a_stage_lose_its_name() -> None:
+    names = ("train/loss", "train_kl", "lr", "val/loss", "val_loss", "on_policy/kl", "perf/mfu")
+    trainer: Any = SimpleNamespace(callback_metrics={name: torch.tensor(1.0) for name in names})
+    assert [*logged_metrics(trainer, "train")] == ["loss", "kl", "lr"]
+    assert [*logged_metrics(trainer, "val")] == ["lr", "loss"]
+
+
+class SeesRounds(Detector):
+    """Finds every round and every validation."""
+
+    symptom = "seen"
+    advice = "Nothing is wrong"
+
+    def on_round(self, sampled: Sampled) -> Finding | None:
+        self.remember("rounds", sampled.number, 100)
+        return self.finding(sampled.step, 2.0**sampled.number, 1.0, "a round", severity=2.0**sampled.number)
+
+    def on_validation(self, step: int, metrics: Mapping[str, float]) -> Finding | None:
+        self.remember("validations", step, 100)
+        self.remember("losses", metrics["loss"], 100)
+        return None
+
+
+def stored_round(folder: Path, number: int, prompts: int) -> Round:
+    """A round whose prompts have two scored answers; a monitor prompt comes last."""
+    answers = (Answer("a", token_ids=(3,)), Answer("b", token_ids=(4,)))
+    made = [Rollout(Prompt(f"{n}"), answers, scores=(0.0, 1.0), monitor=n == prompts) for n in range(prompts + 1)]
+    write_rollouts(round_path(folder, number), made, {"round": number, "identity": "x"})
+    return Round(round_path(folder, number))
+
+
+def test_each_round_is_shown_once_and_a_small_one_not_at_all(bench: Bench) -> None:
+    sees = SeesRounds()
+    monitor, trainer = HealthMonitor([sees]), bench.trainer()
+    monitor.setup(trainer, Foreign(), "fit")
+    for number, prompts in ((0, 16), (0, 16), (1, 15), (2, 16)):
+        finished = stored_round(bench.folder, number, prompts)
+        trainer.datamodule = SimpleNamespace(current_round=finished)  # type: ignore[attr-defined]
+        monitor.on_train_epoch_start(trainer, Foreign())
+    assert sees.memory == {"rounds": [0, 2]}
+    assert monitor.state_dict() == {"reported": {"seen": 4.0}, "round": 2, "memories": {"SeesRounds": sees.memory}}
+
+
+def test_validations_are_shown_the_one_before_training_too(bench: Bench) -> None:
+    sees = SeesRounds()
+    bench.fit(bench.trainer(HealthMonitor([sees]), max_epochs=2))
+    assert sees.memory["validations"] == [0, 6, 12]
+    assert sees.memory["losses"][0] > sees.memory["losses"][2]
 
 
 def test_a_fast_dev_run_writes_nothing(bench: Bench) -> None:

@@ -7,7 +7,15 @@ from collections.abc import Iterable, Mapping
 
 import pytest
 
-from lion_lightning.callbacks.monitors.health import Detector, Finding, LikelihoodDisplacement, NonFinite, Step
+from lion_lightning.callbacks.monitors.health import (
+    Detector,
+    Finding,
+    LengthBias,
+    LikelihoodDisplacement,
+    LossSpike,
+    NonFinite,
+    Step,
+)
 
 
 def found(detector: Detector, stream: Iterable[Mapping[str, float]], is_scaled: bool = False) -> list[Finding]:
@@ -35,10 +43,10 @@ def pair(per_token: float, margin: float) -> dict[str, float]:
 
 
 def test_chosen_answers_that_fall_while_the_margin_rises_are_found() -> None:
-    # Two steps at -1.0 nats a token, then -1.6: the mean of the last two is 0.3 lower at step 3, and 0.6 at step 4.
-    stream = [pair(-1.0, 0.0), pair(-1.0, 0.0), pair(-1.6, 1.0), pair(-1.6, 1.0)]
+    # The first two steps at -1.0 nats a token. Means of the last two: -1.3 at step 4, and -1.6 at step 5.
+    stream = [pair(-1.0, 0.0), pair(-1.0, 0.0), pair(-1.0, 1.0), pair(-1.6, 1.0), pair(-1.6, 1.0)]
     (finding,) = found(LikelihoodDisplacement(drop=0.5, window=2), stream)
-    assert finding.step == 4
+    assert finding.step == 5
     assert finding.value == pytest.approx(0.6)
     assert finding.severity == pytest.approx(1.2)
     assert "lost 0.60 nats a token" in finding.seen
@@ -60,6 +68,43 @@ def test_other_changes_are_not_displacement(late: Mapping[str, float]) -> None:
 
 
 def test_noise_as_large_as_the_fall_is_not_displacement() -> None:
-    # Means of two: -1.0 and -1.6; each pair of steps spreads by 2, so that the standard error is 1.4 or more.
+    # Means of two: -1.0 and -1.6; each two spread by 1 to both sides, so that the standard error is the root of 2.
     noisy = [pair(0.0, 0.0), pair(-2.0, 0.0), pair(-0.6, 1.0), pair(-2.6, 1.0)]
     assert not found(LikelihoodDisplacement(drop=0.5, window=2), noisy)
+
+
+def test_a_loss_far_above_those_before_is_a_spike() -> None:
+    # Median 1.0, median deviation 0.1: the limit is 1.0 + 4 * 0.14826 = 1.593, above half the median more (1.5).
+    before = [{"loss": loss} for loss in (0.9, 1.0, 1.1) * 7]
+    assert not found(LossSpike(deviations=4, share=0.5, window=21), [*before, {"loss": 1.59}])
+    (finding,) = found(LossSpike(deviations=4, share=0.5, window=21), [*before, {"loss": 2.0}])
+    assert (finding.step, finding.value) == (22, 2.0)
+    assert finding.limit == pytest.approx(1.59304)
+    assert finding.severity == pytest.approx(1.0 / 0.59304)
+
+
+def test_a_rise_that_is_a_small_share_of_the_loss_is_no_spike_though_losses_hardly_varied() -> None:
+    steady = [{"loss": 1.0}] * 30
+    assert not found(LossSpike(share=0.5), [*steady, {"loss": 1.49}])
+    assert len(found(LossSpike(share=0.5), [*steady, {"loss": 1.51}])) == 1
+
+
+def test_what_is_not_finite_is_no_spike_and_does_not_count_as_a_loss() -> None:
+    assert not found(LossSpike(), [{"loss": 1.0}] * 15 + [{"loss": math.nan}] * 10 + [{"loss": 9.0}])
+
+
+def lengths(chosen: float, rejected: float) -> dict[str, float]:
+    return {"loss": 0.5, "lengths/chosen": chosen, "lengths/rejected": rejected}
+
+
+def test_lengths_that_tell_chosen_from_rejected_are_found_once_there_are_enough_steps() -> None:
+    # Means over three steps: 12 tokens and 6.
+    (finding,) = found(LengthBias(ratio=1.5, least=3), [lengths(10, 5), lengths(14, 7), lengths(12, 6)])
+    assert (finding.step, finding.value, finding.severity) == (3, 2.0, 2.0)
+    assert "chosen answers have 12.0 tokens on average, rejected ones 6.0" in finding.seen
+    assert len(found(LengthBias(ratio=1.5, least=3), [lengths(5, 10)] * 3)) == 1
+
+
+def test_lengths_that_differ_less_than_the_limit_are_no_bias() -> None:
+    assert not found(LengthBias(ratio=1.5, least=3), [lengths(10, 5), lengths(5, 10), lengths(9, 8)])  # 8.0 and 7.7
+    assert not found(LengthBias(ratio=1.5, least=3), [lengths(10, math.nan)] * 5)  # desirable answers alone

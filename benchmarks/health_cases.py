@@ -1,0 +1,194 @@
+"""Runs of health.py: healthy ones of the demo in small, and such with a fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from lion_lightning.tools.pipeline.configs import Config, merged
+
+SYMPTOMS = (
+    "NaN or infinity",
+    "loss spike",
+    "likelihood displacement",
+    "length bias",
+    "degenerate pairs",
+    "ties",
+    "length drift",
+    "repetition",
+    "collapsed entropy",
+    "reward hacking",
+)
+
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Case(NamedTuple):
+    """A run.
+
+    Attributes:
+        name: What is done to it.
+        stage: Name of its config.
+        change: What is changed in the config.
+        sampling: What is changed in the arguments of OnPolicySampling.
+        judges: Weights of :class:`health_plants.Likes` beside the config's own judge (weight 1), by what it likes.
+        own: Weight of the config's own judge beside those.
+        callbacks: Callbacks that are added.
+        symptom: What is to be found; None for a healthy run.
+    """
+
+    name: str
+    stage: str
+    change: Mapping[str, Any] = NOTHING
+    sampling: Mapping[str, Any] = NOTHING
+    judges: Mapping[str, float] = NOTHING
+    own: float = 1.0
+    callbacks: tuple[Config, ...] = ()
+    symptom: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder."""
+        return f"{self.symptom or 'healthy'}/{self.stage}, {self.name}".replace(" ", "_").replace(",", "")
+
+
+def _rate(rate: float) -> Config:
+    return {"model": {"init_args": {"optimizer": {"init_args": {"lr": rate}}}}}
+
+
+def _loss(name: str, **arguments: Any) -> Config:
+    path = name if "." in name else f"lion_lightning.losses.{name}"
+    return {"model": {"init_args": {"loss": {"class_path": path, "init_args": arguments}}}}
+
+
+def _rows(transform: str) -> Config:
+    return {"data": {"init_args": {"transform": f"health_plants.{transform}"}}}
+
+
+def _plant(name: str, **arguments: Any) -> tuple[Config, ...]:
+    return ({"class_path": f"health_plants.{name}", "init_args": arguments},)
+
+
+def _temperature(value: float) -> Config:
+    return {"sampler": {"init_args": {"sampling": {"temperature": value}}}}
+
+
+RATES = {"sft": 2e-3, "dpo": 8e-4, "kto": 8e-4, "online_dpo": 4e-4, "grpo": 2e-4}
+"""Of the shipped configs; replaced by what these say."""
+
+FACTORS = (1.0, 0.5, 1.5)
+
+
+def healthy(rates: dict[str, float]) -> Iterator[Case]:
+    """Ten seeds of each stage, with other data and half, once and one and a half times the config's rate."""
+    for stage, rate in rates.items():
+        for seed in range(10):
+            factor = FACTORS[seed % 3]
+            change = merged(_rate(factor * rate), {"seed_everything": seed})
+            yield Case(f"seed {seed}, rate x{factor:g}", stage, change)
+
+
+def planted() -> Iterator[Case]:
+    """At least five faults of each symptom."""
+    for symptom, cases in PLANTED.items():
+        for case in cases:
+            yield case._replace(symptom=symptom)
+
+
+LONG: Config = {"trainer": {"max_epochs": 3}}
+NO_CLIP: Config = {"trainer": {"gradient_clip_val": None}}
+GREEDY = _temperature(0.01)
+FAST = _rate(2e-3)
+
+PLANTED: dict[str, list[Case]] = {
+    "NaN or infinity": [
+        Case("NaN as a loss", "dpo", _loss("health_plants.NonFiniteLoss")),
+        Case("infinity as a loss", "dpo", _loss("health_plants.NonFiniteLoss", value="inf")),
+        Case("a gradient that is no number", "dpo", _loss("health_plants.RootLoss")),
+        Case("the log of a rounded probability", "sft", _loss("health_plants.LogOfProbabilities")),
+        Case("a rate of 1e12 for a step", "sft", NO_CLIP, callbacks=_plant("Rate", step=25, factor=1e30)),
+        Case("infinite weights", "kto", callbacks=_plant("Noise", step=10, scale=1e38)),
+    ],
+    "loss spike": [
+        Case("noise on all weights", "sft", callbacks=_plant("Noise", step=60, scale=0.1)),
+        Case("a rate 100 times too high for a step", "sft", callbacks=_plant("Rate", step=60, factor=100.0)),
+        Case(
+            "a rate 30 times too high for three steps", "sft", callbacks=_plant("Rate", step=50, factor=30.0, steps=3)
+        ),
+        Case("rows of noise", "sft", merged(_rows("broken"), {"data": {"init_args": {"batch_size": 1}}})),
+        Case("noise on all weights", "dpo", callbacks=_plant("Noise", step=25, scale=0.2)),
+        Case("noise on all weights", "kto", callbacks=_plant("Noise", step=30, scale=0.3)),
+    ],
+    "likelihood displacement": [
+        Case("DPO alone, rate 8e-4", "dpo", merged(_loss("SigmoidLoss", beta=0.1), merged(_rate(8e-4), LONG))),
+        Case("DPO alone, rate 2e-3", "dpo", merged(_loss("SigmoidLoss", beta=0.1), FAST)),
+        Case("DPO alone, beta 0.01", "dpo", merged(_loss("SigmoidLoss", beta=0.01), merged(_rate(1e-3), LONG))),
+        Case("IPO", "dpo", merged(_loss("IPOLoss", beta=0.01), merged(_rate(1e-3), LONG))),
+        Case("hinge", "dpo", merged(_loss("HingeLoss", beta=0.05), merged(_rate(1e-3), LONG))),
+        Case(
+            "DPO alone, answers a letter apart",
+            "dpo",
+            merged(merged(_loss("SigmoidLoss", beta=0.1), FAST), _rows("one_letter")),
+        ),
+    ],
+    "length bias": [
+        Case("chosen answers twice", "dpo", _rows("long_chosen")),
+        Case("most chosen answers explained", "dpo", _rows("long_chosen_often")),
+        Case("rejected answers twice", "dpo", _rows("long_rejected")),
+        Case("rejected answers short", "dpo", _rows("short_rejected")),
+        Case("rejected answers polite", "dpo", _rows("polite_rejected")),
+        Case("chosen answers twice", "kto", _rows("long_chosen")),
+    ],
+    "degenerate pairs": [
+        Case("identical", "dpo", _rows("identical")),
+        Case("empty", "dpo", _rows("empty")),
+        Case("empty chosen ones", "dpo", _rows("empty_chosen")),
+        Case("cut off", "dpo", _rows("cut_off")),
+        Case("continued", "dpo", _rows("continued")),
+        Case("a letter apart", "dpo", _rows("one_letter")),
+    ],
+    "ties": [
+        Case("equal scores in the data", "dpo", _rows("tied")),
+        Case("a judge that gives zero", "online_dpo", judges={"nothing": 1.0}, own=0.0),
+        Case("a judge that gives zero", "grpo", judges={"nothing": 1.0}, own=0.0),
+        Case("temperature 0.01", "online_dpo", sampling=GREEDY),
+        Case("temperature 0.01", "grpo", sampling=GREEDY),
+        Case("a judge of a rare thing", "online_dpo", judges={"one letter": 1.0}, own=0.0),
+    ],
+    "length drift": [
+        Case("a judge of length", "grpo", FAST, judges={"length": 1.0}, own=0.0),
+        Case("a judge of shortness", "grpo", FAST, judges={"shortness": 1.0}, own=0.0),
+        Case("a judge of length", "online_dpo", FAST, judges={"length": 1.0}, own=0.0),
+        Case("a judge of shortness", "online_dpo", FAST, judges={"shortness": 1.0}, own=0.0),
+        Case("length beside the score", "grpo", FAST, judges={"length": 1.0}),
+        Case("a judge of spaces", "grpo", FAST, judges={"spaces": 1.0}, own=0.0),
+    ],
+    "repetition": [
+        Case("a judge of repetition", "grpo", FAST, judges={"repetition": 1.0}, own=0.0),
+        Case("a judge of repetition", "online_dpo", FAST, judges={"repetition": 1.0}, own=0.0),
+        Case("a judge of a letter", "grpo", FAST, judges={"a": 1.0}, own=0.0),
+        Case("a judge of digits", "grpo", FAST, judges={"numbers": 1.0}, own=0.0),
+        Case("a judge of spaces", "online_dpo", FAST, judges={"spaces": 1.0}, own=0.0),
+        Case("a judge of capitals", "grpo", FAST, judges={"capitals": 1.0}, own=0.0),
+    ],
+    "collapsed entropy": [
+        Case("temperature 0.01", "grpo", sampling=GREEDY),
+        Case("temperature 0.01", "online_dpo", sampling=GREEDY),
+        Case("temperature 0.1", "grpo", sampling=_temperature(0.1)),
+        Case("a judge of one text", "grpo", FAST, judges={"yes": 1.0}, own=0.0),
+        Case("a judge of one letter", "grpo", FAST, judges={"shortness": 1.0}, own=0.0),
+        Case("a judge of one text", "online_dpo", FAST, judges={"yes": 1.0}, own=0.0),
+    ],
+    "reward hacking": [
+        Case("length counts more", "grpo", FAST, judges={"length": 3.0}),
+        Case("length counts more", "online_dpo", FAST, judges={"length": 3.0}),
+        Case("a letter counts more", "grpo", FAST, judges={"a": 3.0}),
+        Case("shortness counts more", "grpo", FAST, judges={"shortness": 3.0}),
+        Case("capitals count more", "grpo", FAST, judges={"capitals": 3.0}),
+        Case("vowels count more", "grpo", FAST, judges={"vowels": 5.0}),
+        Case("one text counts more", "online_dpo", FAST, judges={"yes": 3.0}),
+    ],
+}
+"""Faults by symptom."""

@@ -1,0 +1,79 @@
+"""Detectors that look at the preference pairs of the data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from typing_extensions import override
+
+from lion_lightning.callbacks.monitors.health.detector import MOST_ROWS, Detector, Pairs
+from lion_lightning.callbacks.monitors.health.findings import Finding
+
+EMPTY = {"an answer without a supervised token"}
+IDENTICAL = {"identical answers", "answers identical once truncated"}
+TIED = {"equal scores"}
+"""Causes for which data modules leave pairs out."""
+
+LEAST_TOKENS = 5
+"""In shorter answers a token may well be all that differs."""
+
+
+class DegeneratePairs(Detector):
+    """Pairs whose answers are nearly the same: identical, empty, one the beginning of the other, one token apart.
+
+    Args:
+        share: Share of all pairs that may be of these kinds together.
+    """
+
+    symptom = "degenerate pairs"
+    advice = (
+        "Such pairs teach an accident, as where an answer was cut off, and push down the very tokens that the chosen "
+        "answer is made of. Check the columns that answers are read from, how rejected ones were made, and "
+        "data.max_length"
+    )
+
+    def __init__(self, share: float = 0.2) -> None:
+        super().__init__()
+        self.share = share
+
+    @override
+    def on_pairs(self, pairs: Pairs) -> Finding | None:
+        kinds = [degenerate(chosen, rejected) for chosen, rejected in pairs.answers]
+        weight = (pairs.read - sum(pairs.left_out.values())) / max(
+            len(kinds), 1
+        )  # pairs that each drawn one stands for
+        counts = Counter({kind: count * weight for kind, count in Counter(filter(None, kinds)).items()})
+        counts["identical"] += sum(pairs.left_out.get(cause, 0) for cause in IDENTICAL)
+        counts["empty"] += sum(pairs.left_out.get(cause, 0) for cause in EMPTY)
+        share = counts.total() / max(pairs.read, 1)
+        if share < self.share:
+            return None
+        parts = ", ".join(f"{count / pairs.read:.0%} {kind}" for kind, count in counts.most_common() if count)
+        seen = f"{share:.0%} of {pairs.read:,} pairs say little (limit {self.share:.0%}): {parts}"
+        rows = [pairs.where(place) for place, kind in enumerate(kinds) if kind][:MOST_ROWS]
+        return self.finding(0, share, self.share, seen, severity=share / self.share, rows=tuple(rows))
+
+
+def degenerate(chosen: Sequence[int], rejected: Sequence[int]) -> str | None:
+    """How two answers, each with the token that ends it, are nearly the same; None if they are not."""
+    short, long = sorted((list(chosen), list(rejected)), key=len)
+    if short == long:
+        return "identical"
+    if len(short) < 2:
+        return "empty"
+    same_end = short[-1] == long[-1]
+    beginning = short[:-1] if same_end else short
+    if len(beginning) < len(long) and long[: len(beginning)] == beginning and len(short) < len(long):
+        return "cut off or continued"
+    if len(short) >= LEAST_TOKENS and _is_one_apart(short, long):
+        return "one token apart"
+    return None
+
+
+def _is_one_apart(short: Sequence[int], long: Sequence[int]) -> bool:
+    """True if one token is another, or one is missing."""
+    start = 0
+    while start < len(short) and short[start] == long[start]:
+        start += 1
+    return len(long) - len(short) < 2 and list(short[start + len(short) + 1 - len(long) :]) == list(long[start + 1 :])
