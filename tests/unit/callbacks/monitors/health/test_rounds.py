@@ -48,7 +48,8 @@ def test_answers_that_become_longer_or_shorter_than_the_first_ones_are_found() -
     first, same, longer = (round_of(number, text, text) for number, text in enumerate(["abcd", "abcde", "abcdefghi"]))
     # Mean tokens 4.5, 5.5 and 9.5; there is no noise.
     (finding,) = found(LengthDrift(ratio=2.0), first, same, longer)
-    assert (finding.step, finding.value) == (20, pytest.approx(9.5 / 4.5))
+    assert finding.step == 20
+    assert finding.value == pytest.approx(9.5 / 4.5)
     assert "round 2 are longer than those of the first one, 9.5 tokens after 4.5" in finding.seen
     assert "are shorter" in found(LengthDrift(ratio=2.0), longer, first)[0].seen
 
@@ -130,7 +131,8 @@ def entropies(*values: tuple[float, float]) -> list[Step]:
 def test_entropy_that_falls_while_rewards_do_not_rise_is_a_collapse() -> None:
     collapsing = entropies((1.0, 0.5), (1.0, 0.5), (0.2, 0.5), (0.2, 0.5))
     (finding,) = filter(None, map(EntropyCollapse(entropy=0.3, window=2).on_step, collapsing))
-    assert (finding.step, finding.value) == (4, pytest.approx(0.2))
+    assert finding.step == 4
+    assert finding.value == pytest.approx(0.2)
     learning = entropies((1.0, 0.5), (1.0, 0.5), (0.2, 0.9), (0.2, 0.9))
     assert not any(map(EntropyCollapse(entropy=0.3, window=2).on_step, learning))
     assert not any(map(EntropyCollapse(entropy=0.1, window=2).on_step, collapsing))
