@@ -18,6 +18,7 @@ from typing_extensions import override
 from lion_lightning.data.document_filters.applied import AppliedFilters
 from lion_lightning.data.groups import GroupDataModule
 from lion_lightning.data.packing.loader import PackedLoader
+from lion_lightning.data.packing.no_batches import NoBatches
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.reports.round_messages import FITTING, FIXES, nothing_to_train, warn_of_ties
 from lion_lightning.data.reports.source_report import SourceReport
@@ -33,6 +34,13 @@ from lion_lightning.rollouts.rounds import Round
 from lion_lightning.rollouts.tokens import RoundTokens
 
 logger = logging.getLogger(__name__)
+
+MAX_SKIPPED = 3
+"""So many rounds in a row without anything to train on end the run."""
+
+
+class NothingToTrainError(ValueError):
+    """A round has nothing to train on."""
 
 
 class RoundLoader(PackedLoader):
@@ -66,6 +74,7 @@ class RoundDataModule(TreeDataModule, ABC):
 
     Attributes:
         rounds: Gives the round of an epoch; :class:`OnPolicySampling` sets it.
+        skipped: Rounds in a row, the present one the last, that had nothing to train on; 0 in an epoch that trains.
         is_used_again: Whether the epoch after one trains on its round as well; set in the same way.
         current_round: The round that the present epoch trains on; None before the first.
         train_mixture: Trees and reports of the current epoch.
@@ -111,6 +120,7 @@ class RoundDataModule(TreeDataModule, ABC):
         self.rounds: Callable[[int], Round] | None = None
         self.is_used_again: Callable[[int], bool] = lambda epoch: False
         self.current_round: Round | None = None
+        self.skipped = 0
         self._prepared = False
         self._epoch: int | None = None
         self._validated: frozenset[bytes] = frozenset()
@@ -166,25 +176,41 @@ class RoundDataModule(TreeDataModule, ABC):
                 require_fitting(self.validation_mixture.documents, self.row_length)
 
     @override
-    def train_dataloader(self) -> PackedLoader | StreamLoader:
+    def train_dataloader(self) -> PackedLoader | StreamLoader | NoBatches:  # type: ignore[override]
         """Shuffled packed rows of the current epoch's answers, for this rank.
+
+        A round that has nothing to train on is skipped with a warning, and its epoch has no batches.
 
         Raises:
             MisconfigurationException: No callback samples rounds.
-            ValueError: The round has nothing to train on.
+            ValueError: This and the rounds before have nothing to train on: three in a row, or all of the run.
         """
         epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        if self.train_mixture is None or self._epoch != epoch:
+        if self._epoch != epoch:
             if self.rounds is None:
                 raise MisconfigurationException(
                     f"no callback samples rounds for {type(self).__name__}: add "
                     "lion_lightning.callbacks.OnPolicySampling to trainer.callbacks, or set the data module's `rounds`"
                 )
             finished = self.rounds(epoch)
-            with self.preparing_together():
-                self.train_mixture = self._mixture(finished)
+            try:
+                with self.preparing_together():
+                    self.train_mixture = self._mixture(finished)
+                self.skipped = 0
+            except NothingToTrainError as error:
+                self._skip(epoch, error)
             self._epoch, self.current_round = epoch, finished
-        return super().train_dataloader()
+        return NoBatches() if self.skipped else super().train_dataloader()
+
+    def _skip(self, epoch: int, error: NothingToTrainError) -> None:
+        """Go on without the round of an epoch, unless none before it trained either and none may follow."""
+        last = self.trainer is None or epoch + 1 == self.trainer.max_epochs
+        if self.skipped + 1 >= MAX_SKIPPED or (last and self.skipped == epoch):
+            raise error
+        self.skipped, self.train_mixture = self.skipped + 1, None
+        logger.warning(
+            "%s", str(error).partition(f"; {FIXES[self.items]}")[0] + "; this round is skipped, and the run goes on"
+        )
 
     def report(self, finished: Round) -> dict[str, Any]:
         """Report on what was kept of a round and left out, as plain data; empty if it has nothing to train on."""
@@ -195,9 +221,13 @@ class RoundDataModule(TreeDataModule, ABC):
         """True if an epoch on a finished round has something to train on: its own, filtered, or ``sources``."""
         if self.sources or not finished.num_items:
             return bool(self.sources)
-        kept = [self.filters.apply(selection) for selection in self._sampled(finished)]
-        reports = [self.filters.report.of(selection, np.arange(len(selection.spans.numbers))) for selection in kept]
+        reports = self._filtered(finished)
         return any(report.kept.documents for report in reports) and not self.problem(reports)
+
+    def _filtered(self, finished: Round) -> list[SourceReport]:
+        """What the filters keep of the items of a round."""
+        kept = [self.filters.apply(selection) for selection in self._sampled(finished)]
+        return [self.filters.report.of(selection, np.arange(len(selection.spans.numbers))) for selection in kept]
 
     def problem(self, reports: Sequence[SourceReport]) -> str:
         """Why nothing can be learned from the kept items of an epoch; empty if something can."""
@@ -213,16 +243,18 @@ class RoundDataModule(TreeDataModule, ABC):
             if problem := self.problem(mixture.reports):
                 raise ValueError(problem)
         except ValueError as error:
-            message = f"{nothing_to_train(finished, self.items)} ({error}); {FIXES[self.items]}"
+            reports = self._filtered(finished) if finished.num_items else []
+            why = f" ({error})" if any(report.kept.documents for report in reports) else ""
+            message = f"{nothing_to_train(finished, reports)}{why}; {FIXES[self.items]}"
             if not self.sources:
                 message += ". The next start samples this round again, unless the filters then keep some of its "
                 message += self.items
-            raise ValueError(message) from error
+            raise (ValueError if self.keeps_any_of(finished) else NothingToTrainError)(message) from error
         require_fitting(mixture.documents, self.row_length, FITTING[self.items])
         for report in mixture.reports:
             logger.info("%s", report)
         if not finished.num_items:
-            logger.warning("%s; this epoch trains on data.sources alone", nothing_to_train(finished, self.items))
+            logger.warning("%s; this epoch trains on data.sources alone", nothing_to_train(finished))
         else:
             warn_of_ties(mixture.reports[0])
         return mixture

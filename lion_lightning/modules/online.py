@@ -102,6 +102,12 @@ class OnlineModule(PolicyReferenceModule[LossT], ABC):
                 "answers of that time, and each epoch has new answers; set every_n_epochs: 1"
             )
 
+    @property
+    def is_skipped(self) -> bool:
+        """True in an epoch whose round has nothing to train on."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        return bool(getattr(data, "skipped", 0))
+
     @override
     def configure_model(self) -> None:
         """Build the policy, and the references as the stage starts from it."""
@@ -122,6 +128,8 @@ class OnlineModule(PolicyReferenceModule[LossT], ABC):
     @override
     def on_train_epoch_start(self) -> None:
         """Precompute the epoch's answers, by a new reference where it changes."""
+        if self.is_skipped:
+            return
         self.begin_schedules()  # as if all epochs to come were as long as this one
         if self.reference.before_epoch(self.current_epoch, self.policy_model):
             self._precompute_evaluation()

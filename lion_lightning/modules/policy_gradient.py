@@ -115,6 +115,8 @@ class PolicyGradientModule(OnlineModule[GroupLoss], GroupModule):
     @override
     def on_train_epoch_start(self) -> None:
         """Note when the round was sampled, and compute the log-probs of its policy where they are needed."""
+        if self.is_skipped:
+            return
         if self._data.current_round.number != self._round:
             self._round, self._round_step = self._data.current_round.number, self.global_step
             self.old.begin(None)

@@ -459,6 +459,22 @@ def test_all_ties_are_an_error_that_says_what_to_change(online: Online) -> None:
     assert len(online.rounds("run")) == 1
 
 
+@pytest.mark.parametrize("tied", [0, 1])
+def test_a_single_round_of_ties_is_skipped(tied: int, online: Online, caplog: pytest.LogCaptureFixture) -> None:
+    class TiesOnce(Judge):
+        def score(self, prompts: Any, answers: Any) -> Any:
+            scores = super().score(prompts, answers)
+            second = len(self.scored) > 19  # a round asks 15 of the 30 prompts that are not the 4 monitor prompts
+            return [[1.0] * len(row) for row in scores] if second == bool(tied) else scores
+
+    watch = Watch()
+    online.fit("run", online.sampling(judge=TiesOnce()), watch=watch, max_epochs=2)
+    assert set(watch.trained) == {1 - tied}  # epochs that had batches
+    assert watch.trained[1 - tied] <= pairs_of(online.rounds("run")[1 - tied])
+    said = "gives no pair to train on: 15 pairs of answers (15 pairs: equal scores); this round is skipped"
+    assert f"round-000{tied}.arrow) {said}" in caplog.text
+
+
 def test_a_round_without_pairs_is_sampled_again_after_a_change(
     online: Online, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -497,7 +513,7 @@ class Silent:
 
 
 def test_empty_answers_are_an_error_with_counts(online: Online) -> None:
-    with pytest.raises(ValueError, match=r"0 pairs of answers, 30 prompts: fewer than two answers that are complete"):
+    with pytest.raises(ValueError, match=r"0 pairs of answers \(30 prompts: fewer than two answers that are complete"):
         online.fit("run", online.sampling(Silent()), max_epochs=1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.spans import FilterCounts
@@ -31,12 +32,21 @@ FITTING = {
 """Advice for prompts of a round that do not fit a row, other than longer rows."""
 
 
-def nothing_to_train(finished: Round, items: str) -> str:
-    """How many pairs or groups a round has, where none of them is trained, and why it has no others."""
-    causes = Counter(rollout.left_out for rollout in finished.rollouts if rollout.left_out)
-    counts = ", ".join(f"{count} prompts: {cause}" for cause, count in causes.most_common()) or "no prompt was left out"
+def nothing_to_train(finished: Round, reports: Sequence[SourceReport] = ()) -> str:
+    """How many pairs or groups a round has, where none of them is trained, and why not.
+
+    Args:
+        finished: The round.
+        reports: What the data module's filters did to its items.
+    """
+    items = finished.items
+    left_out: Counter[str] = Counter()
+    for report in reports:
+        left_out.update({f"{report.noun}: {cause}": count.documents for cause, count in report.left_out.items()})
+    left_out.update(f"prompts: {rollout.left_out}" for rollout in finished.rollouts if rollout.left_out)
+    causes = ", ".join(f"{count} {cause}" for cause, count in left_out.most_common()) or "no prompt was left out"
     name = f"round {finished.number} ({finished.path})"
-    return f"{name} gives no {items[:-1]} to train on: {finished.num_items} {items} of answers, {counts}"
+    return f"{name} gives no {items[:-1]} to train on: {finished.num_items} {items} of answers ({causes})"
 
 
 def warn_of_ties(report: SourceReport) -> None:
