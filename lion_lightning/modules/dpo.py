@@ -85,5 +85,5 @@ class DPOModule(PolicyReferenceModule[PreferenceLoss]):
         if not isinstance(self.reference, NoReference):
             chosen = policy.chosen.sums - reference.chosen.sums
             rejected = policy.rejected.sums - reference.rejected.sums
-            metrics["kl"] = (chosen + rejected) / 2
+            metrics["log_ratio"] = (chosen + rejected) / 2
         return {name: values.sum() for name, values in metrics.items()}

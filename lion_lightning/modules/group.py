@@ -114,7 +114,7 @@ class GroupModule(PolicyReferenceModule[GroupLoss]):
             "group_size": SumOver(answers, torch.full((), len(values), device=values.device)),
         }
         if not isinstance(self.reference, NoReference):
-            metrics["kl"] = SumOver((policy.sums - reference.sums).sum(), answers)
+            metrics["log_ratio"] = SumOver((policy.sums - reference.sums).sum(), answers)
         return metrics
 
 

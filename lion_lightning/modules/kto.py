@@ -121,7 +121,7 @@ class KTOModule(PolicyReferenceModule[AnswerLoss]):
             metrics[f"logps/{name}"] = SumOver((policy.sums * kind).sum(), number)
             metrics[f"lengths/{name}"] = SumOver((policy.counts * kind).sum(), number)
         if not isinstance(self.reference, NoReference):
-            metrics["kl"] = (policy.sums - reference.sums).sum()
+            metrics["log_ratio"] = (policy.sums - reference.sums).sum()
         return metrics
 
     @torch.no_grad()
@@ -133,4 +133,4 @@ class KTOModule(PolicyReferenceModule[AnswerLoss]):
         base = answer_view(batch, mismatched).logps(reference)
         self.loss.observe_mismatched(policy, base)
         number = torch.full((), len(mismatched), device=policy.sums.device)
-        return {"kl/mismatched": SumOver((policy.sums - base.sums).sum(), number)}
+        return {"log_ratio/mismatched": SumOver((policy.sums - base.sums).sum(), number)}

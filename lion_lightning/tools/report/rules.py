@@ -77,7 +77,7 @@ def _pairs_not_learned(stages: Sequence[Stage]) -> Advice | None:
 
 def _chosen_fall(stages: Sequence[Stage]) -> Advice | None:
     chosen, margin = _final(stages, "rewards/chosen"), _final(stages, "rewards/margin")
-    if chosen is None or margin is None or "train/kl" not in stages[0].curves or chosen >= -0.1 or margin <= 0:
+    if chosen is None or margin is None or "train/log_ratio" not in stages[0].curves or chosen >= -0.1 or margin <= 0:
         return None
     why = f"In {_title(stages)} chosen answers, too, became less likely than under the reference (reward {chosen:.2f})."
     return Advice("Add ChosenNLLLoss to the loss, or raise beta.", why)

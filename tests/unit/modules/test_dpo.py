@@ -88,7 +88,7 @@ def test_at_step_0_policy_and_reference_are_equal(tokenizer: TokenizerSpec, kind
     assert metrics["val/loss"] == pytest.approx(math.log(2), abs=1e-5)
     for side in ("chosen", "rejected", "margin"):
         assert metrics[f"val/rewards/{side}"] == pytest.approx(0, abs=1e-5)
-    assert metrics["val/kl"] == pytest.approx(0, abs=1e-5)
+    assert metrics["val/log_ratio"] == pytest.approx(0, abs=1e-5)
 
 
 def test_the_loss_leaves_ln_2_after_a_step(tokenizer: TokenizerSpec, cache: Path) -> None:
@@ -118,7 +118,7 @@ def test_metrics_are_means_over_all_pairs(tokenizer: TokenizerSpec, stage: str) 
         "logps/rejected": own[:, 1].mean(),
         "lengths/chosen": torch.tensor((4 + 6 + 1 + 5 + 3) / 5),
         "lengths/rejected": torch.tensor((7 + 2 + 3 + 5 + 3) / 5),
-        "kl": (own - theirs).mean(),
+        "log_ratio": (own - theirs).mean(),
     }
     for name, value in expected.items():
         assert metrics[f"{stage}/{name}"] == pytest.approx(value.item(), rel=1e-4), name
@@ -198,7 +198,7 @@ def test_a_loss_without_a_reference_gets_none_and_one_that_needs_it_is_refused(t
     assert isinstance(made.reference, NoReference)
     metrics = fit(made)
     assert metrics["train/rewards/chosen"] == pytest.approx(BETA * metrics["train/logps/chosen"], rel=1e-5)
-    assert "train/kl" not in metrics
+    assert "train/log_ratio" not in metrics
     with pytest.raises(ValueError, match="SigmoidLoss compares the policy with a reference"):
         module(tokenizer, NoReference())
 

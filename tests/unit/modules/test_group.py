@@ -67,7 +67,7 @@ def test_loss_and_metrics_of_all_groups_together(tokenizer: TokenizerSpec, stage
         "rewards/accuracy": sum(orders) / 9,
         "rewards/margin": sum(margins) / 9,
         "rewards/kendall": sum(taus) / 4,
-        "kl": kl / 13,
+        "log_ratio": kl / 13,
         "lengths": (14 + 11 + 6 + 15 + 5) / 13,
         "values": (1.5 + 1.0 + 1.0 + 1.9 + 1.0) / 13,
     }
@@ -130,7 +130,7 @@ def test_values_are_exact_in_a_model_of_bf16(tokenizer: TokenizerSpec) -> None:
 def test_a_loss_without_a_reference_gets_none(tokenizer: TokenizerSpec) -> None:
     made = built(GroupModule, tokenizer, loss=AllPairsLoss(SimPOLoss()), lr=0.0)
     assert isinstance(made.reference, NoReference)
-    assert "val/kl" not in fit(made, BATCHES)
+    assert "val/log_ratio" not in fit(made, BATCHES)
 
 
 def test_a_rank_without_rows_keeps_step(tokenizer: TokenizerSpec) -> None:

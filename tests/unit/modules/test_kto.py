@@ -65,8 +65,8 @@ def test_loss_and_metrics_are_means_over_their_own_kinds(tokenizer: TokenizerSpe
         "loss": sum(losses) / 7,
         "desirable": 4 / 7,
         "rewards/margin": means["chosen"][0] - means["rejected"][0],
-        "kl": (4 * means["chosen"][3] + 3 * means["rejected"][3]) / 7,
-        "kl/mismatched": means["mismatched"][3],
+        "log_ratio": (4 * means["chosen"][3] + 3 * means["rejected"][3]) / 7,
+        "log_ratio/mismatched": means["mismatched"][3],
     }
     for kind in ("chosen", "rejected"):
         for place, name in enumerate(("rewards", "logps", "lengths")):
@@ -140,7 +140,7 @@ def test_mismatched_answers_are_left_out_where_the_loss_has_no_use_for_them(toke
         made = built(KTOModule, tokenizer, loss=UnlikelihoodLoss(), lr=0.01)
         metrics = fit(made, batches)
         assert isinstance(made.reference, NoReference)
-        assert not {name for name in metrics if "kl" in name}
+        assert not {name for name in metrics if "log_ratio" in name}
         found.append(weights(made))
     assert_same_steps(found, weights(built(KTOModule, tokenizer)))
 

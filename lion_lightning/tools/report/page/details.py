@@ -114,7 +114,7 @@ VALIDATION = {
     "val/rewards/accuracy": "reward accuracy",
     "val/rewards/margin": "reward margin",
     "val/rewards/kendall": "rank correlation of rewards and values",
-    "val/kl": "mean log-ratio to the reference, nats",  # over the data's answers: below zero if they grow unlikelier
+    "val/log_ratio": "mean log-ratio to the reference, nats",
 }
 
 

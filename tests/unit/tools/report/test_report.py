@@ -192,8 +192,8 @@ def test_a_reward_model_is_shown_by_its_pairs(run: Path) -> None:
 
 
 def test_validation_before_training_is_told_where_it_is_known(tmp_path: Path) -> None:
-    log(tmp_path / "dpo", [{"step": 3, "val/loss": 1.5, "val/kl": -6.1}])
-    write(tmp_path / "dpo" / "before_after.json", {"before": {"metrics": {"val/loss": 2.5, "val/kl": 0.0}}})
+    log(tmp_path / "dpo", [{"step": 3, "val/loss": 1.5, "val/log_ratio": -6.1}])
+    write(tmp_path / "dpo" / "before_after.json", {"before": {"metrics": {"val/loss": 2.5, "val/log_ratio": 0.0}}})
     text = shown(tmp_path)
     assert '<td data-label="loss" class="n">2.5 → 1.5</td>' in text
     assert '<td data-label="mean log-ratio to the reference, nats" class="n">0 → -6.1</td>' in text

@@ -71,7 +71,7 @@ def test_pairs_that_were_not_learned_are_told(tmp_path: Path) -> None:
 
 
 def test_chosen_answers_that_become_less_likely_are_told(tmp_path: Path) -> None:
-    curves: dict[str, Any] = {"train__kl": [0.0, -2.0], "train__rewards__margin": [0.0, 1.0]}
+    curves: dict[str, Any] = {"train__log_ratio": [0.0, -2.0], "train__rewards__margin": [0.0, 1.0]}
     curves["train__rewards__accuracy"] = [0.5, 0.9]
     assert logged(tmp_path / "a", train__rewards__chosen=[0.0, -0.5], **curves) == [
         "Add ChosenNLLLoss to the loss, or raise beta."
