@@ -49,6 +49,7 @@ class Page:
 
     def open(self, path: Path, width: int, height: int, dark: bool = False) -> None:
         """Load a file in a window of so many CSS pixels."""
+        self._session = ""
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self.events.clear()
@@ -76,6 +77,10 @@ class Page:
     def requests(self) -> list[str]:
         """Addresses that the page asked for, itself among them."""
         return [one["params"]["request"]["url"] for one in self.events if one["method"] == "Network.requestWillBeSent"]
+
+    def problems(self) -> list[str]:
+        """What the browser complained about: violations of the page's policy, errors."""
+        return [str(one["params"]["entry"]["text"]) for one in self.events if one["method"] == "Log.entryAdded"]
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command and return its result."""

@@ -12,7 +12,7 @@ from lion_lightning.printing import harmless
 from lion_lightning.tools.report.facts import stage_title
 from lion_lightning.tools.report.logs import ChainLogs
 from lion_lightning.tools.report.page.style import LIGHT
-from lion_lightning.tools.report.plots.panels import STEPS, Panel, loss_panels, round_panels, step_panels
+from lion_lightning.tools.report.plots.panels import STEPS, Panel, loss_panels, round_panels, shortened, step_panels
 from lion_lightning.tools.report.scores import Scores
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _panel(panel: Panel, axes: Axes) -> None:
         color, style = COLORS[line.color % len(COLORS)], STYLES[line.dash % len(STYLES)]
         marker = "o" if line.dots or len(line.points) == 1 else ""  # a line needs two points
         xs, ys = zip(*line.points, strict=True)
-        label = harmless(line.name) or None
+        label = shortened(harmless(line.name), 40) or None
         axes.plot(xs, ys, color=color, linestyle=style, marker=marker, markersize=3, linewidth=1.1, label=label)
     axes.set_title(harmless(panel.title), fontsize=10)
     axes.set_xlabel(panel.over, fontsize=8)
@@ -109,7 +109,7 @@ def _by_kind(scores: Scores, axes: Axes) -> None:
         ends = [[one.estimate - one.low for one in found], [one.high - one.estimate for one in found]]
         axes.bar(places, means, width, color=COLORS[number % len(COLORS)], label=stage_title(stage))
         axes.errorbar(places, means, ends, fmt="none", color=INK, linewidth=0.6)
-    names = [harmless(kind.name) for kind in scores.kinds]
+    names = [shortened(harmless(kind.name)) for kind in scores.kinds]
     axes.set_xticks(range(len(names)), names, fontsize=7, rotation=40, ha="right")
     if scores.measure == "accuracy":
         # Student's intervals may leave 0 to 1, shares cannot; above 1 is room for the legend

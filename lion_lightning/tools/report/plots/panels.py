@@ -80,7 +80,7 @@ STEPS = (
     Shown("rank correlation of rewards and values", r"rewards/kendall", "Rises from 0 towards 1."),
     Shown(
         "mean log-ratio to the reference, nats",
-        r"kl",
+        r"log_ratio",
         "Mean of log(policy / reference) over the data's answers. Below 0 they became less likely, as rejected "
         "answers must; far below 0 with falling scores means that the model drifts.",
     ),
@@ -94,6 +94,7 @@ POLICY_GRADIENT = (
     Shown("share of groups whose rewards differ", r"groups_with_signal", "Not near 0: the others teach nothing."),
     Shown("entropy of the policy, nats per token", r"entropy", "Falls slowly; near 0 all answers are the same."),
     Shown("share of tokens that are clipped", r"clip/(low|high)", "Small; above 0.2 the steps are too large."),
+    Shown("KL to the reference, nats an answer", r"kl", "Grows slowly; a jump means too large steps."),
     Shown("ratio to the policy that sampled", r"ratio", "Near 1."),
     Shown("steps since the answers were sampled", r"staleness", "As the settings say.", smooth=False),
     Shown("length of an answer, tokens", r"lengths", "Steady; steady growth without reward is padding."),
@@ -219,6 +220,11 @@ def smooth(curve: Curve, weight: float = 0.8) -> Curve:
         total, count = weight * total + value, weight * count + 1
         smoothed[step] = total / count
     return smoothed
+
+
+def shortened(name: str, most: int = 16) -> str:
+    """A name of at most so many characters."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:

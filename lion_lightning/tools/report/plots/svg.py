@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lion_lightning.tools.evaluate.intervals import Interval
 from lion_lightning.tools.report.page.html import Html, join, tag
-from lion_lightning.tools.report.plots.panels import Line, Panel, thinned, ticks
+from lion_lightning.tools.report.plots.panels import Line, Panel, shortened, thinned, ticks
 
 WIDTH, HEIGHT = 340, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 32
@@ -131,8 +131,7 @@ def interval_plot(title: str, groups: Sequence[tuple[str, Sequence[Bar]]], low: 
         parts.append(tag("text", f"{value:g}", x=x, y=f"{bottom + 13:g}", class_="middle"))
     for name, bars in groups:
         middle = y + row * (len(bars) - 1) / 2 + 4
-        shown = name if len(name) <= 16 else f"{name[:15]}…"
-        parts.append(tag("text", shown, x=str(name_width - 6), y=f"{middle:.1f}", class_="end"))
+        parts.append(tag("text", shortened(name), x=str(name_width - 6), y=f"{middle:.1f}", class_="end"))
         for bar in bars:
             start, end = (scale(min(max(bound, low), high)) for bound in (bar.value.low, bar.value.high))
             kind = f"s{bar.color % 6}"
