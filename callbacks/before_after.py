@@ -9,8 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lion_lightning.callbacks.folders import require_writable_root, write_json
-from lion_lightning.callbacks.samples import greedy_answers, log_text, require_policy
-from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.callbacks.samples import greedy_answers, log_text, require_answers
 from lion_lightning.modules.checkpointing.averaging import run_last
 from lion_lightning.modules.trainer.batches import evaluation_batches
 from lion_lightning.printing import literal
@@ -76,7 +75,8 @@ class BeforeAfter(Callback):
             return
         if trainer.global_step == 0:  # another run than the one that this object may have seen
             self.before = self.after = self._validated = None
-        require_policy(self, pl_module, self.prompts)
+        if self.prompts:
+            require_answers(self, trainer, pl_module)
         run_last(trainer, self)
         require_writable_root(trainer)
 
@@ -88,7 +88,7 @@ class BeforeAfter(Callback):
         self._validated = Snapshot(trainer.global_step, metrics, {})
 
     @override
-    def on_train_start(self, trainer: Trainer, pl_module: AlignmentModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.before is not None:  # it came with the checkpoint
             return
         if trainer.global_step > 0:
@@ -104,7 +104,7 @@ class BeforeAfter(Callback):
         self.before = self._snapshot(trainer, pl_module)
 
     @override
-    def on_train_end(self, trainer: Trainer, pl_module: AlignmentModule) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the state after training, write the report and log it (not after an exception)."""
         self.after = self._snapshot(trainer, pl_module)
         if self.after.step != trainer.global_step:
@@ -146,7 +146,7 @@ class BeforeAfter(Callback):
         except (KeyError, TypeError) as error:
             raise ValueError(f"the checkpoint's state of BeforeAfter is odd ({error!r}); take another one") from error
 
-    def _snapshot(self, trainer: Trainer, module: AlignmentModule) -> Snapshot:
+    def _snapshot(self, trainer: Trainer, module: LightningModule) -> Snapshot:
         validated = self._validated or _NOTHING._replace(step=trainer.global_step)
         return validated._replace(answers=greedy_answers(trainer, module, self.prompts, self.max_new_tokens))
 

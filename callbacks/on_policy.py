@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
@@ -17,7 +17,7 @@ from lion_lightning.data.formats.pairing import BestWorst, Pairing
 from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.judges.base import Judge
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
-from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.models.generation.trained import find_policy
 from lion_lightning.rollouts import checks, rounds
 from lion_lightning.rollouts.generate import Chunking, RoundWorker
 from lion_lightning.rollouts.maker import RoundMaker
@@ -154,12 +154,16 @@ class OnPolicySampling(Callback):
             checks.warn_of_long_groups(data, self.sampler, self.num_samples)
         checks.require_own_answers(pl_module, self.sampler, self.original_chosen)
         checks.warn_of_misfits(self.shaping, self.sampler, self.usable(Answer("?", "length")))
-        data.rounds, self._items = partial(self.pull, trainer, cast(AlignmentModule, pl_module)), data.items
+        data.rounds, self._items = partial(self.pull, trainer, pl_module), data.items
         data.is_used_again = lambda epoch: not self.should_sample(epoch + 1)
         self.current = self._trained = self._report = None  # of an earlier fit
         self._history = PromptHistory(self.curriculum) if self.dynamic or self.curriculum else None
         self._restored = {}
         remove_scratch(trainer, self.folder(trainer))
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        find_policy(pl_module, "OnPolicySampling")  # before the data that it is to answer is made
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -213,7 +217,7 @@ class OnPolicySampling(Callback):
         folder = Path(self.rounds_dir or Path(trainer.default_root_dir) / "rounds")
         return folder if writes_files(trainer) else folder.with_name(f"{folder.name}.fast_dev_run")
 
-    def pull(self, trainer: Trainer, module: AlignmentModule, epoch: int) -> Round:
+    def pull(self, trainer: Trainer, module: LightningModule, epoch: int) -> Round:
         """The round of an epoch: read from disk if it is there, otherwise sampled from the policy as it is now.
 
         All ranks call this together.
@@ -231,9 +235,10 @@ class OnPolicySampling(Callback):
                 self.current = self._stored_or_new(trainer, module, path, number)
         return self.current
 
-    def _stored_or_new(self, trainer: Trainer, module: AlignmentModule, path: Path, number: int) -> Round:
+    def _stored_or_new(self, trainer: Trainer, module: LightningModule, path: Path, number: int) -> Round:
         data = checks.on_policy_data(trainer)
-        policy = RolloutPolicy(module.policy_model, data.tokenizer, Ranks.of(trainer.strategy))
+        trained: Any = find_policy(module, "OnPolicySampling")
+        policy = RolloutPolicy(trained, data.tokenizer, Ranks.of(trainer.strategy))
         limit = data.prompt_limit
         asked = self.choose_prompts(trainer, data.pool, number, limit)
         prompts = [rollout.prompt for rollout in (*asked.prompts, *asked.monitors)]

@@ -9,8 +9,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from lion_lightning.models.generation.trained import builds_early, find_policy
 from lion_lightning.models.packing.model import PackedModel
-from lion_lightning.models.policy import PolicyModel, find_policy
+from lion_lightning.models.policy import PolicyModel
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.trainer.batch_kinds import require_packed
 from lion_lightning.modules.trainer.batches import refuse_streams
@@ -56,7 +57,7 @@ class PrecomputeReference(Callback):
             )
         if any(isinstance(each, CachedReference) for each in self._references.values()):
             refuse_streams(pl_module, getattr(trainer, "datamodule", None))
-        if type(pl_module).configure_model is LightningModule.configure_model:  # else it is built later
+        if builds_early(pl_module):
             self._attach(pl_module)
 
     @override
@@ -110,10 +111,7 @@ class PrecomputeReference(Callback):
         return self._policy
 
     def _attach(self, module: LightningModule) -> None:
-        try:
-            self._policy = find_policy(module)
-        except ValueError as error:
-            raise MisconfigurationException(f"PrecomputeReference: {error}") from error
+        self._policy = find_policy(module, type(self).__name__)
         for reference in self._references.values():
             reference.attach(self._model, stored_model(self._model))
 

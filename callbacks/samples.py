@@ -14,8 +14,8 @@ from typing_extensions import override
 
 from lion_lightning.callbacks.folders import require_writable_root, writes_files
 from lion_lightning.models.generation.greedy import generate_answers
+from lion_lightning.models.generation.trained import builds_early, find_policy, find_tokenizer
 from lion_lightning.models.rewards.spec import RewardModelSpec
-from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.checkpointing.averaging import run_first
 
 
@@ -34,7 +34,8 @@ class SampleTable(Callback):
 
     Raises:
         ValueError: If an argument is out of range.
-        MisconfigurationException: Before training, if the file cannot be written or the module has no policy.
+        MisconfigurationException: Before training, if the file cannot be written, or the module has no policy or no
+            tokenizer (:mod:`lion_lightning.models.generation.trained` says where they are looked for).
     """
 
     filename = "samples.jsonl"
@@ -51,12 +52,12 @@ class SampleTable(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        require_policy(self, pl_module, self.prompts)
+        require_answers(self, trainer, pl_module)
         run_first(trainer, self)
         require_writable_root(trainer)
 
     @override
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: AlignmentModule) -> None:  # type: ignore[override]
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validations += 1
         if (self._validations - 1) % self.every_n_validations:
             return
@@ -83,22 +84,21 @@ class SampleTable(Callback):
         self._validations = count
 
 
-def require_policy(callback: Callback, module: LightningModule, prompts: Sequence[str]) -> None:
-    """Refuse a module that has no policy to sample from.
+def require_answers(callback: Callback, trainer: Trainer, module: LightningModule) -> None:
+    """Refuse a module that cannot answer prompts, as far as its models are built.
 
     Raises:
-        MisconfigurationException: The module is not an AlignmentModule, or trains a reward model and is to answer.
+        MisconfigurationException: It trains a reward model, or has no policy or tokenizer.
     """
-    if prompts and isinstance(getattr(module, "policy_spec", None), RewardModelSpec):
+    if isinstance(getattr(module, "policy_spec", None), RewardModelSpec):
         raise MisconfigurationException(
             f"{type(callback).__name__}.prompts: {type(module).__name__} trains a reward model, which writes no "
             "answers; take the prompts out."
         )
-    if not isinstance(module, AlignmentModule):
-        raise MisconfigurationException(
-            f"{type(callback).__name__}: {type(module).__name__} is not an AlignmentModule and has no policy to sample "
-            "from; subclass one (e.g. SFTModule), or take the callback out of trainer.callbacks."
-        )
+    if builds_early(module):
+        find_policy(module, type(callback).__name__)
+    if not hasattr(module, "tokenizer_spec"):  # which takes a while to load
+        find_tokenizer(module, getattr(trainer, "datamodule", None), type(callback).__name__)
 
 
 def as_table(rows: Sequence[tuple[str, str]]) -> str:
@@ -111,7 +111,7 @@ def as_table(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def greedy_answers(
-    trainer: Trainer, module: AlignmentModule, prompts: Sequence[str], max_new_tokens: int
+    trainer: Trainer, module: LightningModule, prompts: Sequence[str], max_new_tokens: int
 ) -> dict[str, str]:
     """The policy's greedy answer to each prompt; nothing where another rank answers. Every rank calls this.
 
@@ -122,7 +122,8 @@ def greedy_answers(
     replicated = type(trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)
     if replicated and not trainer.is_global_zero:
         return {}
-    return dict(zip(prompts, generate_answers(module, prompts, max_new_tokens), strict=True))
+    answers = generate_answers(module, prompts, max_new_tokens, getattr(trainer, "datamodule", None))
+    return dict(zip(prompts, answers, strict=True))
 
 
 def log_text(trainer: Trainer, tag: str, text: str) -> None:

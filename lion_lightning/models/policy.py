@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, Shard
-from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lion_lightning.models.embeddings import output_head
@@ -110,46 +108,3 @@ def position_limit(config: Any) -> int | None:
     config = config.get_text_config()
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "attention_chunk_size")]
     return min((int(limit) for limit in limits if limit), default=None)
-
-
-def find_policy(module: nn.Module) -> PackedModel:
-    """The model that a LightningModule of any make trains, as callbacks take it.
-
-    That is its attribute ``policy_model``; without one, the :class:`PolicyModel` in it that trains; without one, the
-    transformers or PEFT model in it that trains, with a :class:`PolicyModel` around it. Frozen models, such as a
-    reference, do not count.
-
-    Args:
-        module: Whose models are built.
-
-    Raises:
-        ValueError: There is none, or more than one.
-    """
-    own = getattr(module, "policy_model", None)
-    if own is None:
-        found = [model for model in _models(module) if any(each.requires_grad for each in model.parameters())]
-        if len(found) != 1:
-            number = f"{len(found)} language models that train" if found else "no language model that trains"
-            raise ValueError(
-                f"{type(module).__name__} holds {number}; give it an attribute `policy_model`, the "
-                "lion_lightning.PolicyModel to take"
-            )
-        own = found[0] if isinstance(found[0], PackedModel) else PolicyModel(found[0], packed=False, probe=False)
-    if isinstance(own, FullyShardedDataParallel):
-        own = own.module
-    if not isinstance(own, PackedModel):
-        raise ValueError(
-            f"{type(module).__name__}.policy_model is a {type(own).__name__}; make it a lion_lightning.PolicyModel, "
-            "which takes a causal LM of transformers"
-        )
-    return own
-
-
-def _models(module: nn.Module) -> Iterator[nn.Module]:
-    """Language models in a module, without those inside of others; of PEFT, the model with its adapters."""
-    is_peft = hasattr(module, "get_base_model") and hasattr(module, "disable_adapter")
-    if isinstance(module, PackedModel | PreTrainedModel) or is_peft:
-        yield module
-        return
-    for child in module.children():
-        yield from _models(child)

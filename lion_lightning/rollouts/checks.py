@@ -13,6 +13,7 @@ from lion_lightning.data.formats.pairing import Pairing
 from lion_lightning.data.on_policy import RoundDataModule
 from lion_lightning.distributed.replicas import tensor_parallel_size
 from lion_lightning.judges.base import Judge
+from lion_lightning.models.generation.trained import builds_early, find_policy
 from lion_lightning.rollouts.prompts.curriculum import Curriculum
 from lion_lightning.rollouts.rewards.shaping import RewardShaping
 from lion_lightning.sampling.base import ChecksDistribution, Sampler
@@ -41,11 +42,8 @@ def require_on_policy(trainer: Trainer, module: LightningModule) -> RoundDataMod
             "OnPolicySampling: each epoch trains on new answers, so its loader has to be made anew; add the line "
             "`reload_dataloaders_every_n_epochs: 1` under `trainer:`"
         )
-    if not hasattr(type(module), "policy_model"):
-        raise MisconfigurationException(
-            f"OnPolicySampling: {type(module).__name__} is not an AlignmentModule, so it has no policy to sample from; "
-            "use OnlineDPOModule, or subclass one"
-        )
+    if builds_early(module):
+        find_policy(module, "OnPolicySampling")
     return data
 
 

@@ -546,10 +546,10 @@ def test_an_engine_that_dies_loses_nothing_that_was_finished(online: Online) -> 
     assert len(sampler.asked) == 34 - 12
 
 
-def test_policies_without_an_alignment_module_are_refused(online: Online) -> None:
+def test_modules_without_a_policy_are_refused(online: Online) -> None:
     from lightning.pytorch.demos.boring_classes import BoringModel
 
-    with pytest.raises(MisconfigurationException, match="BoringModel is not an AlignmentModule"):
+    with pytest.raises(MisconfigurationException, match="OnPolicySampling: BoringModel holds no language model"):
         online.trainer("run", [online.sampling()]).fit(BoringModel(), datamodule=online.data())
 
 

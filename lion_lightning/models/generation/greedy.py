@@ -4,46 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lion_lightning.models.generation.settings import stop_ids, without_settings
-from lion_lightning.models.policy import PolicyModel, position_limit
-from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.models.generation.trained import find_policy, find_tokenizer
+from lion_lightning.models.policy import position_limit
 from lion_lightning.models.weights.full_state import unsharded
 from lion_lightning.ops.logprobs import pad_left
 
 
-class HasPolicy(Protocol):
-    """An ``AlignmentModule``, or anything with a policy and its tokenizer."""
-
-    tokenizer_spec: TokenizerSpec
-
-    @property
-    def policy_model(self) -> PolicyModel:
-        """The policy."""
-
-
-def generate_answers(module: HasPolicy, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+def generate_answers(module: Any, prompts: Sequence[str], max_new_tokens: int, data: Any = None) -> list[str]:
     """Greedy answer to each prompt, as a conversation of one turn; without a chat template, its continuation.
 
     Dropout is off; training flags and random state are restored. Every rank must call this if the weights are sharded;
     otherwise no collectives run.
 
     Args:
-        module: Module with the policy and its tokenizer.
+        module: An ``AlignmentModule``, or any other with a policy (:func:`find_policy`) and a tokenizer.
         prompts: The user's turns.
         max_new_tokens: Maximum tokens of an answer.
+        data: The data module, for its tokenizer where the module has none.
 
     Raises:
         ValueError: A prompt and an answer of that length exceed the model's positions.
     """
     if not prompts:
         return []
-    policy, tokenizer = module.policy_model, module.tokenizer_spec.load()
+    policy, tokenizer = find_policy(module), find_tokenizer(module, data)
     model = policy.causal_lm
     encoded = [_encode(tokenizer, prompt) for prompt in prompts]
     limit = position_limit(model.config)

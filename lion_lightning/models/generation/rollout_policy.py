@@ -8,6 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -30,6 +31,7 @@ from lion_lightning.models.weights.full_state import full_weights, merged_layer,
 from lion_lightning.models.weights.hash import hash_tensors
 from lion_lightning.models.weights.safetensors_writer import save_weights
 from lion_lightning.ops.logprobs import to_the_end
+from lion_lightning.types import Answer, Prompt
 
 
 class RolloutPolicy:
@@ -149,6 +151,31 @@ class RolloutPolicy:
             without_settings(self.model),
         ):
             yield
+
+    def generate(self, prompt: Prompt, seed: int = 0, **options: Any) -> list[Answer]:
+        """Answers to a prompt by transformers' ``generate``, in evaluation mode, up to the end of a turn.
+
+        Args:
+            prompt: The prompt.
+            seed: The same seed, prompt and options give the same answers; another prompt draws other numbers.
+            options: Of ``generate``: ``num_return_sequences``, ``do_sample``, ``num_beams``, ``max_new_tokens``, ...
+        """
+        ids = torch.tensor([prompt.input_ids], device=self.device)
+        ends = list(self.end_ids)
+        padding = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else next(iter(ends), 0)
+        fixed = {"eos_token_id": ends or None, "pad_token_id": padding, "synced_gpus": False}
+        with self.generating():
+            torch.manual_seed(int(np.random.SeedSequence([seed, *prompt.input_ids]).generate_state(1)[0]))
+            output = self.model.generate(ids, attention_mask=torch.ones_like(ids), **fixed | options)
+        return list(map(self.answer, output[:, ids.shape[1] :].tolist()))
+
+    def answer(self, tokens: Sequence[int]) -> Answer:
+        """An answer of what was sampled behind a prompt, up to the first token that ends one."""
+        length = next((place for place, token in enumerate(tokens) if token in self.end_ids), None)
+        text = str(self.tokenizer.decode(list(tokens[:length]), skip_special_tokens=True))
+        if length is None:
+            return Answer(text, "length", tuple(tokens))
+        return Answer(text, "stop", tuple(tokens[: length + 1]))
 
     def next_logps(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """``(prompts, vocabulary)`` fp32 log-probs of the token after each prompt, on the CPU."""

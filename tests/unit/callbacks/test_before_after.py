@@ -230,7 +230,7 @@ def test_one_object_used_for_two_runs_starts_afresh(bench: Bench) -> None:
 
 
 def test_modules_without_a_policy_and_bad_arguments_are_refused(bench: Bench) -> None:
-    with pytest.raises(MisconfigurationException, match="BoringModel is not an AlignmentModule"):
-        bench.trainer(BeforeAfter()).fit(BoringModel())
+    with pytest.raises(MisconfigurationException, match="BeforeAfter: BoringModel holds no language model that trains"):
+        bench.trainer(BeforeAfter(["w3"])).fit(BoringModel())
     with pytest.raises(ValueError, match="max_new_tokens"):
         BeforeAfter(max_new_tokens=0)

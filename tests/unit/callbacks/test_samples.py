@@ -77,5 +77,5 @@ def test_nonsense_is_refused(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_a_module_without_a_policy_is_refused_before_training(bench: Bench) -> None:
-    with pytest.raises(MisconfigurationException, match="BoringModel is not an AlignmentModule"):
+    with pytest.raises(MisconfigurationException, match="SampleTable: BoringModel holds no language model that trains"):
         bench.trainer(SampleTable(PROMPTS)).fit(BoringModel())

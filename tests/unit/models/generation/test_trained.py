@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from lion_lightning import PolicyModel
-from lion_lightning.models.policy import find_policy
+from lion_lightning.models.generation.trained import find_policy, find_tokenizer
+from lion_lightning.models.tokenizer import TokenizerSpec
 from tests import tiny
 
 
@@ -52,5 +55,16 @@ def test_a_model_of_transformers_or_peft_gets_a_policy_around_it() -> None:
     ],
 )
 def test_none_and_several_are_refused_with_the_fix(module: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(MisconfigurationException, match=message):
         find_policy(module)
+
+
+def test_the_tokenizer_is_that_of_the_spec_else_of_the_module_else_of_the_data(tmp_path: Path) -> None:
+    spec = TokenizerSpec(str(tiny.tokenizer_folder(tmp_path)))
+    own, other = spec.load(), spec.load()
+    data = SimpleNamespace(tokenizer=other)
+    assert find_tokenizer(SimpleNamespace(tokenizer_spec=spec, tokenizer=own), data) not in (own, other)
+    assert find_tokenizer(SimpleNamespace(tokenizer=own), data) is own
+    assert find_tokenizer(SimpleNamespace(tokenizer="a path"), data) is other
+    with pytest.raises(MisconfigurationException, match="SimpleNamespace has no tokenizer; set one in __init__"):
+        find_tokenizer(SimpleNamespace())
