@@ -44,7 +44,7 @@ def require_ready(parts: Iterable[Any], prompts: Sequence[Prompt]) -> None:
 class Opened:
     """A sampler or judge that is opened when it is first needed, and closed at the end of the block or before.
 
-    One without ``open`` and ``close`` needs neither.
+    Each of ``open`` and ``close`` is called where there is one.
 
     Args:
         part: A sampler or judge of any class.
@@ -56,15 +56,16 @@ class Opened:
 
     def open(self) -> None:
         """Open the part, unless it is open."""
-        if not self._is_open and hasattr(self.part, "open") and hasattr(self.part, "close"):
+        if not self._is_open and hasattr(self.part, "open"):
             self.part.open(self._argument)
-            self._is_open = True
+        self._is_open = True
 
     def close(self) -> None:
         """Close the part, if it is open."""
         if self._is_open:
             self._is_open = False
-            self.part.close()
+            if hasattr(self.part, "close"):
+                self.part.close()
 
     def __enter__(self) -> Self:
         """Open nothing yet."""

@@ -151,12 +151,6 @@ class TransformersSampler:
         )
 
     def _answer(self, row: list[int]) -> Answer:
-        ends = set(self._opened.end_ids)
-        length = next((place for place, token in enumerate(row) if token in ends), None)
-        text = str(self._opened.tokenizer.decode(row[:length], skip_special_tokens=True))
-        stops = [text.find(stop) for stop in self.sampling.stop if stop in text]
-        if stops:
-            return Answer(text[: min(stops)])
-        if length is None:
-            return Answer(text, "length", tuple(row))
-        return Answer(text, "stop", tuple(row[: length + 1]))
+        answer = self._opened.answer(row)
+        stops = [answer.text.find(stop) for stop in self.sampling.stop if stop in answer.text]
+        return Answer(answer.text[: min(stops)]) if stops else answer

@@ -86,7 +86,9 @@ def test_the_sampler_gives_the_likeliest_answers_of_the_policy_that_it_was_opene
     sampler.open(policy)
     [answers] = sampler.sample([prompt], 3, 0)
     best = policy.next_logps([prompt.input_ids])[0].topk(3).indices.tolist()
-    assert answers == [tokenizer.decode([token], skip_special_tokens=True) for token in best]
+    assert [answer.text for answer in answers] == [
+        tokenizer.decode([token], skip_special_tokens=True) for token in best
+    ]
 
 
 def test_the_reference_is_the_mean_of_its_models(folder: Path) -> None:
