@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from difflib import ndiff
 from importlib import import_module
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,35 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lion_lightning import PolicyModel, PreferenceDataModule, SFTDataModule, Source, TokenizerSpec
+from lion_lightning import (
+    CachedReference,
+    PolicyModel,
+    PolicySpec,
+    PreferenceDataModule,
+    SFTDataModule,
+    Source,
+    TokenizerSpec,
+)
+from lion_lightning.callbacks import OnPolicySampling
+from lion_lightning.callbacks.monitors import throughput
 from lion_lightning.data.packing.padded import pack_padded
-from lion_lightning.types import PackedBatch
+from lion_lightning.judges import ExactMatch, VerifierJudge, score_answers
+from lion_lightning.models.generation.rollout_policy import RolloutPolicy
+from lion_lightning.rollouts.rounds import Round
+from lion_lightning.sampling import SamplingSettings
+from lion_lightning.types import PackedBatch, Prompt
 from tests.demo import copy_demo, copy_start
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "plugging_in.md"
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 SMOLLM2 = ROOT / ".venv" / "smollm2"
-CHAINS = {"sft": ("start", "throughput", "data", "packed"), "dpo": ("start", "packed", "reference")}
+CHAINS = {
+    "sft": ("start", "throughput", "data", "packed", "export"),
+    "dpo": ("start", "packed", "reference", "rounds", "judge", "sampler"),
+}
 PARTS = [(project, *pair) for project, steps in CHAINS.items() for pair in pairwise(steps)]
 
 
@@ -55,9 +72,10 @@ def test_each_part_takes_under_ten_lines_and_the_page_shows_them(step: tuple[str
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a small demo task, and a model of random weights."""
-    copy_demo(tmp_path / "runs" / "demo", train=48, preferences=88)
+    copy_demo(tmp_path / "runs" / "demo", train=48, preferences=66)
     copy_start(tmp_path / "runs" / "model")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(throughput, "_matmul_rate", lambda: 1e9)  # which takes a second
     return tmp_path
 
 
@@ -102,7 +120,7 @@ def test_throughput_shows_the_share_of_padding_before_and_after(folder: Path, mo
     assert after == pytest.approx(tokens / sum(batch.capacity for batch in packed))
 
 
-@pytest.mark.parametrize("rows", ["made", "real"])
+@pytest.mark.parametrize("rows", ["made", pytest.param("real", marks=pytest.mark.slow)])
 def test_packed_rows_compute_fewer_tokens_for_the_same_targets(rows: str, folder: Path) -> None:
     path, model = folder / "runs/demo/train.jsonl", folder / "runs/model"
     if rows == "real":
@@ -157,10 +175,10 @@ def test_a_cached_reference_takes_one_pass_where_a_copy_takes_one_an_epoch(
     counts, losses = [], []
     for step in ("dpo.packed", "dpo.reference", "dpo.reference"):
         forwards = 0
-        losses.append(run(step, "preferences", max_epochs=3)[1]["train_loss"])
+        losses.append(run(step, "preferences", max_epochs=2)[1]["train_loss"])
         counts.append(forwards)
     rows = counts[1]
-    assert counts == [3 * rows, rows, 0]  # the second run finds them on disk
+    assert counts == [2 * rows, rows, 0]  # the second run finds them on disk
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     assert losses[2] == losses[1]
     print(f"{counts[0]} forwards of a reference with a copy, {counts[1]} with the cache, {counts[2]} when run again")
@@ -185,3 +203,76 @@ def test_the_preference_loss_of_trees_is_that_of_padded_pairs(folder: Path) -> N
     computed = sum(batch["input_ids"].numel() for batch in padded), sum(len(row.input_ids) for row in trees)
     print(f"pairs: {computed[0]:,} tokens computed padded, {computed[1]:,} as trees, each prompt once")
     assert computed[1] < 0.8 * computed[0]
+
+
+def test_the_export_loads_in_transformers_and_gives_the_logits_of_the_module(folder: Path) -> None:
+    module, _ = run("sft.export", "train", default_root_dir="runs/sft")
+    stored: Any = AutoModelForCausalLM.from_pretrained("runs/sft/export")  # in evaluation mode
+    ids = torch.arange(3, 13)[None]
+    with torch.no_grad():
+        trained = module.model.eval().causal_lm(ids, use_cache=False).logits
+        torch.testing.assert_close(stored(ids, use_cache=False).logits, trained, rtol=1e-5, atol=1e-5)
+    start = AutoModelForCausalLM.from_pretrained("runs/model")
+    assert not torch.equal(start.lm_head.weight, stored.lm_head.weight)
+    turns = [{"role": "user", "content": "Say tako."}]
+    templates = (AutoTokenizer.from_pretrained(f"runs/{name}") for name in ("model", "sft/export"))
+    assert len({tokenizer.apply_chat_template(turns, tokenize=False) for tokenizer in templates}) == 1
+    assert "trained with LitCausalLM" in Path("runs/sft/export/README.md").read_text("utf-8")
+
+
+class ByLength:
+    """Any two answers of a model of random weights differ in it."""
+
+    def score(self, prompts: Any, answers: Any) -> list[list[float]]:
+        return [[float(len(text)) for text in texts] for texts in answers]
+
+
+def test_rounds_in_their_module_train_on_new_answers_of_the_policy_in_each_epoch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds = part("dpo.rounds")
+    monkeypatch.setattr(rounds, "SamplingSettings", lambda **_: SamplingSettings(max_new_tokens=4))
+    monkeypatch.setattr(rounds, "VerifierJudge", lambda _: ByLength())
+    monkeypatch.setattr(OnPolicySampling, "usable", lambda self, answer: bool(answer.text.strip()))  # all are cut off
+    passes: list[int] = []
+    model = CachedReference._model  # entered where there is something to score
+
+    def counted(self: CachedReference, *inputs: Any) -> Any:
+        passes.append(len(passes))
+        return model(self, *inputs)
+
+    monkeypatch.setattr(CachedReference, "_model", counted)
+    _, metrics = run("dpo.rounds", "prompts", max_epochs=2)
+    found = [Round(Path(f"rounds/round-000{number}.arrow")) for number in (0, 1)]
+    prompts = [{rollout.prompt.text for rollout in each.rollouts if not rollout.monitor} for each in found]
+    assert len(prompts[0]) == len(prompts[1]) > 3
+    assert not prompts[0] & prompts[1]
+    assert found[0].metadata["policy"] != found[1].metadata["policy"]  # each is of the weights of its time
+    assert metrics["on_policy/pairs"] == found[1].num_items > 0
+    assert len(passes) == 2  # of the reference: one for each round, by the model that the run began with
+
+
+def test_a_judge_in_parts_tells_answers_apart_that_a_verifier_does_not() -> None:
+    prompts = [Prompt("q", row={"answer": "red green"})]
+    answers = [["red green", "red", "blue", "green"]]
+    scores = [
+        score_answers(judge, prompts, answers).scores[0]
+        for judge in (VerifierJudge(ExactMatch("answer")), part("dpo.judge").Overlap())
+    ]
+    assert scores == [[1.0, 0.0, 0.0, 0.0], [1.0, 0.5, 0.0, 0.5]]
+    apart = [sum(one != other for one, other in combinations(each, 2)) for each in scores]
+    print(f"{apart[0]} pairs of 6 have a preference by the verifier, {apart[1]} by the judge")
+    assert apart == [3, 5]
+
+
+def test_a_sampler_of_their_own_answers_by_the_policy_as_it_is(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained("runs/model")
+    policy = RolloutPolicy(PolicySpec("runs/model").build(tokenizer), tokenizer)
+    sampler = part("dpo.sampler").Beams()
+    sampler.open(policy)
+    prompt = Prompt("Say tako.", tuple(tokenizer("Say tako.").input_ids))
+    [answers] = sampler.sample([prompt], 5, 0)
+    assert len({answer.token_ids for answer in answers}) == 5  # beams differ; draws at a low temperature need not
+    assert all(len(answer.token_ids) <= 64 for answer in answers)
+    drawn = [policy.generate(prompt, seed, do_sample=True, max_new_tokens=8)[0] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
