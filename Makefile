@@ -9,7 +9,7 @@ MARKED = $(shell grep -rlw --include='test_*.py' 'mark\.$(1)' tests)
 DEMO := runs/demo
 SEEDS ?= 1
 
-.PHONY: help setup demo test slow distributed exhaustive vllm vllm-setup gpu bench bench-gpu lint format types build docs-setup docs docs-serve clean
+.PHONY: help setup demo test slow distributed exhaustive vllm vllm-setup gpu bench bench-gpu oracle lint format types build docs-setup docs docs-serve clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,6 +70,18 @@ else
 	.venv-vllm/bin/python -m pytest -m 'vllm and not exhaustive' --timeout 600 $(call MARKED,$@)
 endif
 
+# Nothing but what the oracle needs, in the versions of constraints.txt.
+.venv-oracle/ready: pyproject.toml constraints.txt benchmarks/oracle/requirements.txt
+	@echo 'Setting up .venv-oracle (about two minutes the first time)'
+	$(PYTHON) -m venv .venv-oracle
+	.venv-oracle/bin/pip install --quiet --disable-pip-version-check -r benchmarks/oracle/requirements.txt -e .
+	@touch $@
+
+ORACLE := --page docs/oracle.md --results benchmarks/results/oracle.json
+
+oracle: .venv-oracle/ready  ## each objective beside TRL's trainers and loops by hand, step by step: ten minutes
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-oracle/bin/python -m benchmarks.oracle $(ORACLE)
+
 lint: $(READY)  ## ruff's rules and its formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -100,4 +112,4 @@ build: $(READY)  ## wheel and sdist in dist/
 	$(BIN)/python -m build
 
 clean:  ## remove what the other targets made, runs/ excepted
-	rm -rf .venv .venv-vllm build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oracle .venv-vllm build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

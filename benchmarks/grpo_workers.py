@@ -10,42 +10,20 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from batches import Item, flat, grouped, steps_of
+from batches import flat, grouped, steps_of
 from training_workers import loader, optimizer, quiet, serve, train
 
 
 def grpo_ours(job: dict[str, Any]) -> None:
     """``PolicyGradientModule``, an epoch a round."""
-    from lightning.pytorch import LightningDataModule
+    from rounds import Rounds
 
     from lion_lightning import CachedReference, PolicyGradientModule, PolicySpec
     from lion_lightning.losses import GRPOLoss
 
     quiet()
-
-    class Rounds(LightningDataModule):
-        """Rounds that nothing has to sample."""
-
-        items = "groups"
-
-        def __init__(self, rounds: Sequence[Sequence[Sequence[Item]]], folder: str) -> None:
-            super().__init__()
-            self.rounds, self.folder = rounds, folder
-
-        @property
-        def current_round(self) -> Any:
-            number = self.trainer.current_epoch  # type: ignore[union-attr]
-            return SimpleNamespace(number=number, path=Path(self.folder, f"round-{number}"))
-
-        def is_used_again(self, epoch: int) -> bool:
-            return False
-
-        def train_dataloader(self) -> Any:
-            return loader(self.rounds[self.current_round.number])
 
     rounds = list(grouped(steps_of(job), job["accumulate"]))
     with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +34,7 @@ def grpo_ours(job: dict[str, Any]) -> None:
             optimizer=optimizer,
             kl_batches=0,  # TRL estimates none before a round, either
         )
-        train(job, module, Rounds(rounds, folder), max_epochs=len(rounds), reload_dataloaders_every_n_epochs=1)
+        train(job, module, Rounds(rounds, folder, loader), max_epochs=len(rounds), reload_dataloaders_every_n_epochs=1)
 
 
 def grpo_trl(job: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""The same data, weights and settings through other code: ``python -m benchmarks.oracle``."""
