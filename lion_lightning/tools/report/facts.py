@@ -18,6 +18,9 @@ MIB, GIB = 2**20, 2**30
 TAIL = 4_096
 """Bytes of the end of a log that are read."""
 
+LONGEST = 200
+"""Characters of a setting that are shown."""
+
 TITLES = {
     "sft": "SFT",
     "dpo": "DPO",
@@ -185,18 +188,31 @@ def started(chains: Sequence[ChainLogs]) -> str:
 
 
 def described(part: Any) -> str:
-    """A class of a config in a few words: ``AdamW (lr 0.002, betas 0.9 0.95)``; classes in it one after the other."""
+    """A class of a config in a few words: ``AdamW (lr 0.002, betas 0.9 0.95)``; a weighted sum by its parts."""
+    text = _described(part)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def _described(part: Any) -> str:
     if part is None or part == "":
         return ""
     if isinstance(part, Mapping) and "class_path" in part:
         name, arguments = str(part["class_path"]).rpartition(".")[2], _arguments(part)
-        inner = ", ".join(f"{key} {described(value)}" for key, value in arguments.items() if described(value))
+        if weights := arguments.get("weights"):
+            parts = next((arguments[key] for key in ("names", "losses", "judges") if key in arguments), [])
+            if isinstance(weights, list) and isinstance(parts, list) and len(parts) == len(weights):
+                return " + ".join(map(_weighted, weights, parts))
+        inner = ", ".join(f"{key} {_described(value)}" for key, value in arguments.items() if _described(value))
         return f"{name} ({inner})" if inner else name
     if isinstance(part, Mapping):
-        return ", ".join(f"{key} {described(value)}" for key, value in part.items() if described(value))
+        return ", ".join(f"{key} {_described(value)}" for key, value in part.items() if _described(value))
     if isinstance(part, list):
-        return (" + " if any(isinstance(one, Mapping) for one in part) else " ").join(map(described, part))
+        return (" + " if any(isinstance(one, Mapping) for one in part) else " ").join(map(_described, part))
     return f"{part:g}" if isinstance(part, float) else str(part)
+
+
+def _weighted(weight: Any, part: Any) -> str:
+    return _described(part) if weight == 1 else f"{_described(weight)} {_described(part)}"
 
 
 def _arguments(part: Any) -> dict[str, Any]:

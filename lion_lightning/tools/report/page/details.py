@@ -38,7 +38,7 @@ def _sliced(scores: Scores, title: str, parts: Sequence[Slice]) -> tuple[Html, H
     for part in parts:
         bars = [Bar(stage_title(stage), scores.of(stage, part), place) for place, stage in enumerate(scores.stages)]
         groups.append((part.name, bars))
-        row: list[str | Cell] = [part.name, *(Cell(f"{bar.value.estimate:.2f}", "n") for bar in bars)]
+        row: list[str | Cell] = [part.name, *(Cell(f"{bar.value.estimate:.2f}", "n wide") for bar in bars)]
         if len(bars) > 1:
             change = verdict(scores.gain(scores.stages[-1], scores.stages[0], part))
             row.append(Cell(change.text, change.kind))
@@ -76,7 +76,7 @@ def settings(chains: Sequence[ChainLogs]) -> Html:
     found = {stage.name: {"data": data_of(stage), **settings_of(stage)} for stage in stages}
     names = list(dict.fromkeys(name for one in found.values() for name, value in one.items() if value))
     rows: list[Row] = [[name, *(one.get(name, "") for one in found.values())] for name in names]
-    shown = table(["", *(stage_title(stage.name) for stage in stages)], rows)
+    shown = table(["", *(stage_title(stage.name) for stage in stages)], rows, class_="even")
     left_out = []
     for stage in stages:
         for source, messages in stage.startup.get("rows", {}).items():

@@ -54,7 +54,7 @@ def items(content: Iterable[str], kind: str = "ul") -> Html:
     return tag(kind, *(tag("li", one) for one in content))
 
 
-def table(head: Sequence[str], rows: Iterable[Row], caption: str = "") -> Html:
+def table(head: Sequence[str], rows: Iterable[Row], **attributes: str) -> Html:
     """A table with titles of columns; its first cells name the rows. A narrow screen shows a block a row."""
     titles = tag("thead", tag("tr", *(tag("th", name, scope="col") for name in head)))
     body = []
@@ -70,5 +70,4 @@ def table(head: Sequence[str], rows: Iterable[Row], caption: str = "") -> Html:
             else:
                 cells.append(tag("td", content, class_="empty"))
         body.append(tag("tr", *cells))
-    parts = [tag("caption", caption)] if caption else []
-    return tag("table", *parts, titles, tag("tbody", *body))
+    return tag("table", titles, tag("tbody", *body), **attributes)

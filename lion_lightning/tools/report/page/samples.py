@@ -26,7 +26,8 @@ def samples(scores: Scores | None, chains: Sequence[ChainLogs]) -> Html:
     )
     parts = [tag("p", rule, class_="note")]
     for group in side_by_side([scores.answers[stage][0] for stage in scores.stages]):
-        parts.append(tag("h3", f"{group.name}: {len(group.shown)} of {group.size:,} prompts"))
+        some = f"{len(group.shown)} of {group.size:,} prompts" if group.size else "none"
+        parts.append(tag("h3", f"{group.name}: {some}"))
         parts += [_sample(row, scores.stages) for row in group.shown]
     return tag("section", tag("h2", TITLE), *parts)
 

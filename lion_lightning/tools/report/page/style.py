@@ -10,7 +10,6 @@ LIGHT = {
     "rule": "#d5dae0",
     "good": "#17693a",
     "bad": "#a3261f",
-    "link": "#1f5fa8",
     "s0": "#6b7280",
     "s1": "#2563a8",
     "s2": "#b85c00",
@@ -28,7 +27,6 @@ DARK = {
     "rule": "#39424d",
     "good": "#6bd192",
     "bad": "#ff8f86",
-    "link": "#82b7f5",
     "s0": "#a3adb8",
     "s1": "#6aa9f0",
     "s2": "#f0a04b",
@@ -46,7 +44,6 @@ h1 { font-size: 1.5rem; line-height: 1.25; margin: .2rem 0; }
 h2 { font-size: 1.2rem; margin: 2rem 0 .6rem; border-bottom: 1px solid var(--rule); padding-bottom: .2rem; }
 h3 { font-size: .95rem; margin: 1rem 0 .3rem; }
 p, ul, ol { margin: .4rem 0; } ul, ol { padding-left: 1.3rem; } li { margin: .25rem 0; }
-a { color: var(--link); }
 .note { color: var(--quiet); font-size: .85rem; }
 .headline { background: var(--panel); border-left: 5px solid var(--quiet); padding: .7rem .9rem; margin: .8rem 0;
   border-radius: 4px; }
@@ -57,8 +54,10 @@ a { color: var(--link); }
 .tiles div { background: var(--panel); border-radius: 4px; padding: .5rem .7rem; }
 .tiles dt { color: var(--quiet); font-size: .8rem; } .tiles dd { margin: 0; font-size: 1.15rem; font-weight: 600; }
 table { border-collapse: collapse; margin: .6rem 0; font-size: .92rem; width: 100%; }
-caption { text-align: left; color: var(--quiet); font-size: .85rem; padding-bottom: .2rem; }
 th, td { border-bottom: 1px solid var(--rule); padding: .35rem .6rem .35rem 0; text-align: left; vertical-align: top; }
+tbody th { min-width: 6.5rem; } thead th, td { min-width: 3rem; } td.n { white-space: nowrap; }
+td.better, td.worse, td.undecided, td.unknown { min-width: 11rem; }
+table.even { table-layout: fixed; } .even th:first-child { width: 8rem; }
 thead th { color: var(--quiet); font-weight: 600; font-size: .82rem; } tbody th { font-weight: 600; }
 .n { font-variant-numeric: tabular-nums; }
 code { font: .88em ui-monospace, monospace; } code, pre { background: var(--panel); border-radius: 3px; }
@@ -88,7 +87,7 @@ summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
   body { padding: .7rem; } h1 { font-size: 1.25rem; } .headline .big { font-size: 1.1rem; }
   thead { display: none; } table, tbody, tr, th, td { display: block; width: 100%; }
   tr { border-bottom: 1px solid var(--rule); padding: .35rem 0; } th, td { border: 0; padding: .1rem 0; }
-  td.empty { display: none; }
+  td.empty, td.wide { display: none; } td.n { white-space: normal; }
   td { display: flex; gap: .6rem; } td::before { content: attr(data-label); color: var(--quiet); flex: 0 0 8rem; }
   .tiles { grid-template-columns: repeat(auto-fit, minmax(6.5rem, 1fr)); }
 }

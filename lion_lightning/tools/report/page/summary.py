@@ -75,7 +75,7 @@ def _stages(scores: Scores) -> Html:
         change = verdict(scores.gain(stage, scores.stages[place - 1])) if place else Verdict("", "")
         row: list[str | Cell] = [stage_title(stage), Cell(shown, "n"), Cell(change.text, change.kind)]
         if scores.seeds > 1:
-            row.append(Cell(" ".join(f"{one:.3f}" for one in scores.values(stage)), "n"))
+            row.append(" ".join(f"{one:.3f}" for one in scores.values(stage)))
         rows.append(row)
     head = ["stage", scores.measure, "against the stage before"]
     return table([*head, "each seed"] if scores.seeds > 1 else head, rows)
@@ -119,7 +119,8 @@ def worse(scores: Scores | None) -> Html:
             worse_ones, better_ones = f"{change.worse:,} answers got worse", f"{change.better:,} better"
             answers.append(f"{title}: {worse_ones}, {better_ones}, {change.same:,} scored the same.")
     shown = [items(lines), tag("p", note, class_="note")] if lines else [none]
-    return tag("section", tag("h2", "Where it got worse"), *shown, items(answers) if answers else Html(""))
+    counts = tag("p", join(answers, " ")) if answers else Html("")
+    return tag("section", tag("h2", "Where it got worse"), *shown, counts)
 
 
 def wrong(chains: Sequence[ChainLogs]) -> Html:
@@ -144,7 +145,7 @@ def cost(chains: Sequence[ChainLogs]) -> Html:
     tiles["optimizer steps"] = f"{sum(one.steps for one in every):,}"
     most = max((one for one in every if one.memory), key=lambda one: one.memory or 0, default=None)
     if most:
-        tiles["peak memory" if most.measured else "memory, estimated"] = _memory(most)
+        tiles["peak memory" if most.measured else "memory, estimated"] = _memory(most).removeprefix("about ")
     shown = tag(
         "dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in tiles.items() if value), class_="tiles"
     )

@@ -217,6 +217,14 @@ def test_settings_are_those_of_the_config(tmp_path: Path) -> None:
     losses = [{"class_path": "l.SigmoidLoss", "init_args": {"beta": 0.1}}, {"class_path": "l.ChosenNLLLoss"}]
     assert described(adam) == "AdamW (lr 0.002, betas 0.9 0.95)"
     assert described(losses) == "SigmoidLoss (beta 0.1) + ChosenNLLLoss"
+    summed = {"class_path": "l.WeightedSum", "init_args": {"losses": losses, "weights": [1.0, 0.5]}}
+    assert described(summed) == "SigmoidLoss (beta 0.1) + 0.5 ChosenNLLLoss"
+    judge = {
+        "class_path": "l.WeightedJudge",
+        "init_args": {"judges": losses, "names": ["a", "b"], "weights": [0.25, 1]},
+    }
+    assert described(judge) == "0.25 a + b"
+    assert len(described("x" * 999)) == 201
     sampling = {"class_path": "l.OnPolicySampling", "init_args": {"num_samples": 8, "judge": {"class_path": "l.J"}}}
     config = {
         "model": {"class_path": "M", "init_args": {"policy": {"config": "runs/demo/model"}, "optimizer": adam}},
