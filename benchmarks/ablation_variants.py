@@ -56,64 +56,66 @@ def _loss(name: str, **arguments: Any) -> Config:
     return _model(loss={"class_path": f"{LOSSES}.{name}", "init_args": arguments})
 
 
+def _with_likelihood(beta: float) -> Config:
+    """DPO's loss with another beta, and the chosen answers' likelihood as in the demo."""
+    parts = [
+        {"class_path": f"{LOSSES}.SigmoidLoss", "init_args": {"beta": beta}},
+        {"class_path": f"{LOSSES}.ChosenNLLLoss"},
+    ]
+    return _loss("WeightedSum", losses=parts)
+
+
 def _share(fraction: float) -> Config:
     return _data(sources=[{"path": f"{DEMO}/preferences.jsonl", "fraction": fraction}])
 
 
-OFFLINE_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
-ONLINE_RATES = (5e-5, 1e-4, 2e-4, 4e-4)
+LOW_RATES, HIGH_RATES = (5e-5, 1e-4, 2e-4, 4e-4), (2e-4, 4e-4, 8e-4, 1.6e-3)
+"""For contrast alone and policy gradients, and where the likelihood of an answer is part of the loss."""
 
+ALONE = _loss("SigmoidLoss", beta=0.1)
 NLL = _loss("ChosenNLLLoss")
 """Imitation of the chosen answers: no rejected one, no reference."""
 
-SUM = _model(
-    loss={
-        "class_path": f"{LOSSES}.WeightedSum",
-        "init_args": {
-            "losses": [
-                {"class_path": f"{LOSSES}.SigmoidLoss", "init_args": {"beta": 0.1}},
-                {"class_path": f"{LOSSES}.ChosenNLLLoss"},
-            ]
-        },
-    }
-)
-NO_REFERENCE = _loss("CPOLoss", beta=0.1, alpha=0.0)
-"""DPO's loss as if the reference gave all answers the same log-prob."""
+NO_REFERENCE = merged(_loss("CPOLoss", beta=0.1, alpha=1.0), _model(reference=None))
+"""The demo's loss as if the reference gave all answers the same log-prob."""
 
 MIXED = _model(reference={"class_path": "lion_lightning.MixedReference"})
 REFRESHED = _model(reference={"class_path": "lion_lightning.RefreshedReference"})
+TWO_EPOCHS: Config = {"trainer": {"max_epochs": 2}}
+ALL_PAIRS: Config = {"pairing": {"class_path": "lion_lightning.data.formats.pairing.AllPairs"}}
+
 VARIANTS: dict[str, Variant] = {
     "sft": Variant("sft", None),
     "sft, padded": Variant("sft", None, _model(policy={"attention": "sdpa"})),
     "sft, loss on all tokens": Variant("sft", None, _data(mask="none")),
-    # Offline: the same pairs, from the same SFT model.
-    "dpo": Variant("dpo", "sft", rates=OFFLINE_RATES),
-    "chosen answers' likelihood": Variant("dpo", "sft", NLL, rates=OFFLINE_RATES),
-    "dpo + likelihood": Variant("dpo", "sft", SUM, rates=OFFLINE_RATES),
-    "dpo, beta / 10": Variant("dpo", "sft", _loss("SigmoidLoss", beta=0.01)),
-    "dpo, beta x 10": Variant("dpo", "sft", _loss("SigmoidLoss", beta=1.0)),
+    # Offline: the same pairs, from the same SFT model. The demo's loss is DPO's with the chosen answers' likelihood.
+    "dpo": Variant("dpo", "sft", rates=HIGH_RATES),
+    "dpo's loss alone": Variant("dpo", "sft", ALONE, rates=LOW_RATES),
+    "chosen answers' likelihood": Variant("dpo", "sft", NLL, rates=HIGH_RATES),
+    "dpo, beta 0.01": Variant("dpo", "sft", _with_likelihood(0.01)),
+    "dpo, beta 1": Variant("dpo", "sft", _with_likelihood(1.0)),
     "dpo, 10% of the pairs": Variant("dpo", "sft", _share(0.1)),
     "dpo, 30% of the pairs": Variant("dpo", "sft", _share(0.3)),
-    "dpo, no reference": Variant("dpo", "sft", merged(NO_REFERENCE, _model(reference=None))),
+    "dpo, no reference": Variant("dpo", "sft", NO_REFERENCE),
     "dpo, reference mixed (TR-DPO)": Variant("dpo", "sft", MIXED),
-    "dpo, reference refreshed": Variant("dpo", "sft", merged(REFRESHED, {"trainer": {"max_epochs": 2}})),
-    "dpo, two epochs": Variant("dpo", "sft", {"trainer": {"max_epochs": 2}}),
-    "kto": Variant("kto", "sft", rates=OFFLINE_RATES),
-    # Online: the same prompts and verifier, from the same DPO model.
-    "online dpo": Variant("online_dpo", "dpo", rates=ONLINE_RATES),
+    "dpo, reference refreshed": Variant("dpo", "sft", merged(REFRESHED, TWO_EPOCHS)),
+    "dpo, two epochs": Variant("dpo", "sft", TWO_EPOCHS),
+    "kto": Variant("kto", "sft", rates=HIGH_RATES),
+    # Online: the same prompts and verifiers, from the same DPO model.
+    "online dpo": Variant("online_dpo", "dpo", rates=LOW_RATES),
     "offline: the pairs again": Variant("dpo", "dpo"),
     "online dpo, from sft": Variant("online_dpo", "sft"),
+    "online dpo, from dpo's loss alone": Variant("online_dpo", "dpo's loss alone"),
     "online dpo, one round": Variant("online_dpo", "dpo", {"trainer": {"max_epochs": 1}}),
     "online dpo, 2 answers": Variant("online_dpo", "dpo", sampling={"num_samples": 2}),
     "online dpo, 4 answers": Variant("online_dpo", "dpo", sampling={"num_samples": 4}),
     "online dpo, reference refreshed": Variant("online_dpo", "dpo", REFRESHED),
-    "online, best answers' likelihood": Variant("online_dpo", "dpo", NLL, rates=ONLINE_RATES),
-    "online dpo, all pairs": Variant(
-        "online_dpo", "dpo", sampling={"pairing": {"class_path": "lion_lightning.data.formats.pairing.AllPairs"}}
-    ),
-    "online LiPO-lambda": Variant("online_ranked", "dpo", _loss("LambdaLoss", beta=0.1), rates=ONLINE_RATES),
-    "grpo": Variant("grpo", "dpo", rates=ONLINE_RATES),
-    "rloo": Variant("grpo", "dpo", _loss("RLOOLoss", beta=0.0), rates=ONLINE_RATES),
+    "online, dpo's loss alone": Variant("online_dpo", "dpo", ALONE, rates=LOW_RATES),
+    "online, best answers' likelihood": Variant("online_dpo", "dpo", NLL, rates=LOW_RATES),
+    "online dpo, all pairs": Variant("online_dpo", "dpo", sampling=ALL_PAIRS),
+    "online LiPO-lambda": Variant("online_ranked", "dpo", _loss("LambdaLoss", beta=0.1), rates=LOW_RATES),
+    "grpo": Variant("grpo", "dpo", rates=LOW_RATES),
+    "rloo": Variant("grpo", "dpo", _loss("RLOOLoss", beta=0.0), rates=LOW_RATES),
     "reward model": Variant("reward", "sft"),
     "online dpo, reward model judges": Variant("online_dpo", "dpo", judge="reward model"),
 }
