@@ -154,6 +154,7 @@ class PackedDataModule(LightningDataModule, ABC):
                 with suppress(Exception):  # setup opens it again, and every rank raises the error
                     source.fetch()
             return
+        self.document_filters.read()
         check_max_positions(self.max_length, getattr(self.trainer, "lightning_module", None))
         for source in sources:
             self._tokenized(source)
@@ -169,6 +170,7 @@ class PackedDataModule(LightningDataModule, ABC):
         if self.train_mixture is not None or self.streamed is not None:
             return
         with self.preparing_together():
+            self.document_filters.read()
             train, held = self.split_validation([] if self.stream else self.sources)
             mixed = partial(mix, row_length=self.row_length, make_documents=self.make_documents)
             if self.stream:

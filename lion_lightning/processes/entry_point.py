@@ -33,7 +33,10 @@ HIDDEN_WARNINGS = (
 """Warnings of Lightning that a user cannot act on: patterns of their beginnings."""
 
 HIDDEN_MESSAGES = {
-    "lightning.pytorch.utilities.rank_zero": ("Tip:", "GPU available:", "TPU available:"),
+    "lightning.pytorch.utilities.rank_zero": (
+        *("Tip:", "GPU available:", "TPU available:", "Automatic Mixed Precision (AMP)"),
+        *("stopped: `max_epochs", "stopped: `max_steps"),  # the summary and the last line of progress tell it
+    ),
     "lightning.fabric.utilities.seed": ("Seed set to",),
     "torch.distributed.tensor._redistribute": ("While redistributing from",),  # a norm over both dimensions of a mesh
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -125,11 +127,15 @@ class FrozenReference(Reference):
 
     Args:
         model: The model; None for a copy of the policy.
+
+    Attributes:
+        place: Key of the model in a config, for messages.
     """
 
     def __init__(self, model: PolicySpec | str | None = None) -> None:
         super().__init__()
         self.spec = None if model is None else PolicySpec.of(model)
+        self.place = "model.reference.model"
         self.model: PolicyModel | None = None
 
     @override
@@ -137,7 +143,8 @@ class FrozenReference(Reference):
         if self.model is not None:  # Lightning may configure the model more than once
             return
         if self.spec is not None:
-            model = build(self.spec)
+            with self.errors_at_place():
+                model = build(self.spec)
         elif is_sharded(policy):  # which cannot be deep-copied
             model = build(None)
             if not is_sharded(model):
@@ -150,6 +157,14 @@ class FrozenReference(Reference):
         else:
             model = deepcopy(policy)
         self.model = model.requires_grad_(False).eval()
+
+    @contextmanager
+    def errors_at_place(self) -> Iterator[None]:
+        """Name this model's key in errors of its spec, which take it for the policy."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(re.sub(r"^policy(?=[.:])", self.place, str(error))) from error
 
     @torch.no_grad()
     @override

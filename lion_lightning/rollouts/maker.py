@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -76,6 +77,8 @@ class RoundMaker:
         policy.ranks.barrier()  # nobody reads the chunks any more
         if worker.rank == 0:
             worker.remove_chunks()
+            for left in path.parent.glob(f"{path.stem}.parts-*"):  # of a killed run with other settings
+                shutil.rmtree(left, ignore_errors=True)
         return Round(path)
 
     def _add(self, waves: Waves, worker: RoundWorker, chunks: Sequence[Chunk]) -> str:

@@ -33,6 +33,7 @@ def test_the_shipped_sft_config_trains_reports_and_exports(folder: Path, capsys:
     report = json.loads((folder / "runs/sft/before_after.json").read_text())
     assert set(report) >= {"before", "after"}
     assert (folder / "runs/sft/health.jsonl").read_text() == ""  # it was watched, and nothing was found
+    assert not list(folder.glob("runs/sft/lightning_logs/*/checkpoints"))
     out = folder / "out"
     checkpoint = next((folder / "runs/sft/checkpoints").glob("*.ckpt"))
     assert main(["export", str(checkpoint), str(out)]) == 0

@@ -28,7 +28,7 @@ from lion_lightning.rollouts.prompts.plan import share_out
 from lion_lightning.rollouts.prompts.pool import PromptPool
 from lion_lightning.sampling.base import EngineError
 from lion_lightning.types import Answer, Prompt
-from tests.integration.online import EveryOther, Judge, Online, Sampler, Watch, pairs_of
+from tests.integration.online import EveryOther, Judge, KilledError, Online, Sampler, Watch, pairs_of
 from tests.marks import exhaustive, slow
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -457,6 +457,16 @@ def test_all_ties_are_an_error_that_says_what_to_change(online: Online) -> None:
     with pytest.raises(ValueError, match=r"round 0 .* gives no pair to train on: .*equal scores.* higher temperature"):
         online.fit("run", online.sampling(judge=Wrong(1.0)), max_epochs=1)
     assert len(online.rounds("run")) == 1
+
+
+def test_what_a_killed_run_with_other_settings_left_is_removed_with_the_round_that_is_made(online: Online) -> None:
+    with pytest.raises(KilledError):
+        online.fit("run", online.sampling(Sampler(kill=1), seed=3), max_epochs=1)
+    folder = online.folder / "run" / "rounds"
+    (folder / "round-0001.parts-abc").mkdir()  # of another round
+    assert len(list(folder.glob("round-0000.parts-*"))) == 1
+    online.fit("run", online.sampling(), max_epochs=1)
+    assert sorted(path.name for path in folder.glob("round-*.parts-*")) == ["round-0001.parts-abc"]
 
 
 @pytest.mark.parametrize("tied", [0, 1])

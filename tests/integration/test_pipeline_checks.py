@@ -147,6 +147,15 @@ def test_too_little_disk_is_found_and_a_tight_one_is_said(
     assert "may write up to" in caplog.text
 
 
+def test_a_start_outside_of_the_run_that_is_not_done_is_named(folder: Path) -> None:
+    plan = planned()
+    alone = plan._replace(chains=[plan.chains[0][1:2]])  # as a program may run the second stage of another run
+    (line,) = Checks(alone).run()
+    assert line == (
+        "stages.dpo: it starts from runs/all/sft, which is no stage before it and not done; run that one first"
+    )
+
+
 @pytest.mark.slow
 def test_a_judge_may_be_the_reward_model_of_an_earlier_stage_and_a_policy_may_not(folder: Path) -> None:
     judge = {"class_path": "lion_lightning.judges.RewardModelJudge", "init_args": {"model": "${reward}/export"}}
@@ -175,12 +184,11 @@ def test_warnings_are_printed_with_the_stage_and_kept(folder: Path, capsys: pyte
     stages = {"sft": STAGES["sft"], "dpo": changed("dpo", data=texts, trainer=long)}
     checks = Checks(planned(stages=stages, evaluate=None))
     assert checks.run() == []
-    first, (_, text), (_, few) = checks.warnings.found
-    assert first[0] == "stages.sft"
+    (_, text), (_, few) = [warning for warning in checks.warnings.found if warning[0] == "stages.dpo"]
     assert "1 of 1 rows are plain text, which is read without the tokenizer's chat template" in text
     assert few.startswith("the run makes 7 optimizer steps, which is few: raise trainer.max_epochs")
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
-    assert said[1:] == [f"warning: stages.dpo: {text}", f"warning: stages.dpo: {few}"]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: stages.dpo")]
+    assert said == [f"warning: stages.dpo: {text}", f"warning: stages.dpo: {few}"]
 
 
 def test_what_the_cache_of_a_reference_takes_is_said_where_the_disk_is_small(

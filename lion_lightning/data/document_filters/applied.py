@@ -55,6 +55,15 @@ class AppliedFilters:
             rule.check(sources)
         return cls(rules, cache_dir)
 
+    def read(self) -> None:
+        """Read what the filters need, benchmarks or a record, before the work of tokenizing.
+
+        Raises:
+            ValueError: It is missing.
+        """
+        for rule in self.rules:
+            rule.identity()
+
     def apply(self, selection: Selection, encoder: Encoder, workers: WorkerGroup = ALONE) -> Selection:
         """Leave out what the filters leave out of a tokenized source; all workers must call this."""
         for number in range(len(self.rules)):

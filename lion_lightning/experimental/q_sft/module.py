@@ -82,6 +82,7 @@ class QSFTModule(AlignmentModule):
                 raise out_of_range(self, name, value, rule)
         self.loss, self.gamma, self.floor = loss or UniformRest(), gamma, floor
         self.behaviour, self.target = FrozenReference(PolicySpec.of(behaviour)), MixedReference(alpha)
+        self.behaviour.place = "model.behaviour"
 
     @override
     def setup(self, stage: str) -> None:

@@ -92,7 +92,10 @@ class LionCLI(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add loggers, a bar, a summary and a health monitor, unless the config has others or disables them."""
+        """Add loggers, a bar, a summary and a health monitor, unless the config has others or disables them.
+
+        Checkpoints without a ``dirpath`` are saved to ``checkpoints`` in the trainer's ``default_root_dir``.
+        """
         given = self._get(self.config_init, "trainer", default={})
         if given.get("logger") in (None, True):
             # `lion report` reads metrics.csv; TensorBoard's files are next to it, in one folder per run.
@@ -103,6 +106,9 @@ class LionCLI(LightningCLI):
         lock = [LockRootDir()] if given.get("default_root_dir") else []
         logs = [LogShortRuns()] if given.get("log_every_n_steps") is None else []
         own = given.get("callbacks") or ()
+        for saver in own if given.get("default_root_dir") else ():
+            if isinstance(saver, ModelCheckpoint) and saver.dirpath is None:
+                saver.dirpath = str(Path(given["default_root_dir"], "checkpoints").absolute())
         shown: list[Callback] = []
         if given.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in own):
             shown.append(LionProgressBar())

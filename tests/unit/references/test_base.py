@@ -165,6 +165,11 @@ def test_a_frozen_copy_stays_when_the_policy_moves_and_gets_no_gradient() -> Non
     assert not reference.train().training
 
 
+def test_a_model_that_is_not_there_is_named_by_its_key(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^model\.reference\.model: \./none does not exist"):
+        FrozenReference("./none").attach(policy(), lambda spec: spec.build() if spec else never(spec))
+
+
 def test_mixing_takes_alpha_of_the_policy_every_k_steps() -> None:
     model, start = policy(), dict(policy().named_parameters())
     reference = MixedReference(alpha=0.25, every_n_steps=2)

@@ -97,6 +97,12 @@ class Checks:
         for stage in chain:
             config, unmade = stage.config, stage.start is not None and not (stage.start / DONE).exists()
             if unmade and stage.start:
+                if stage.start not in available:
+                    self.found.append(
+                        f"stages.{stage.name}: it starts from {stage.start}, which is no stage before it and not done; "
+                        "run that one first"
+                    )
+                    continue
                 config = with_available_model(config, available[stage.start])
             available[stage.folder] = config
             if not (stage.folder / DONE).exists():
@@ -189,17 +195,22 @@ def _build(config: Config) -> LionCLI:
             raise ValueError(text) from error
 
 
-def _readable_policy(cli: LionCLI) -> PolicySpec:
-    """The policy's spec, after a check that its files and those of a frozen reference exist."""
+def _require_readable(spec: PolicySpec) -> None:
     from lion_lightning.tools.chat.conversation import require_model
 
+    if spec.path is not None:
+        require_model(spec.path)
+    spec.load_config()
+
+
+def _readable_policy(cli: LionCLI) -> PolicySpec:
+    """The policy's spec, after a check that its files and those of all frozen models exist."""
     policy: PolicySpec = cli.model.policy_spec
-    reference = getattr(cli.model, "reference", None)
-    for spec in (policy, reference.spec if isinstance(reference, FrozenReference) else None):
-        if spec is not None:  # a reference without one is a copy of the policy
-            if spec.path is not None:
-                require_model(spec.path)
-            spec.load_config()
+    _require_readable(policy)
+    for part in cli.model.children():
+        if isinstance(part, FrozenReference) and part.spec is not None:  # one without is a copy of the policy
+            with part.errors_at_place():
+                _require_readable(part.spec)
     return policy
 
 

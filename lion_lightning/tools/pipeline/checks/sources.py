@@ -42,6 +42,7 @@ def check_data(data: PackedDataModule) -> None:
         assert data.streamed is not None
         data.streamed.head(data.row_length)
         return
+    data.document_filters.read()
     sources = [*data.sources, *(data.validation or ())]
     if sum(len(source.open()) for source in sources) <= ALL_ROWS:
         data.prepare_data()
@@ -50,8 +51,6 @@ def check_data(data: PackedDataModule) -> None:
     encoder = data.make_encoder()
     for source in sources:
         check_first_rows(source, encoder)
-    for rule in data.document_filters.rules:
-        rule.identity()  # reads what the filter needs, such as the items of benchmarks
 
 
 def planned_steps(trainer: Trainer, data: PackedDataModule) -> float:

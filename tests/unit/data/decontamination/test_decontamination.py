@@ -53,6 +53,12 @@ def text(first: int, last: int, around: str = "x") -> str:
     return f"{around}, {'; '.join(WORDS[first - 1 : last])} {around}?"
 
 
+def test_a_missing_benchmark_is_found_before_anything_is_tokenized(write: Write, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere\.jsonl: no such file"):
+        ready([write("a", "x")], Decontamination([Source("nowhere.jsonl")]), tmp_path)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_rows_that_share_most_of_an_item_s_words_are_left_out_and_counted(write: Write, tmp_path: Path) -> None:
     benchmark = write("b", " ".join(WORDS[:12]).upper(), "one two three", {"question": " ".join(WORDS[12:28])})
     rows = [text(1, 8), text(5, 12), text(1, 7), "Only ONE, two; three (four).", "one two", text(13, 20), text(13, 21)]

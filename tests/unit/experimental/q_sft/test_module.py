@@ -146,6 +146,7 @@ def test_the_plan_and_the_summary_of_a_run_count_both_other_models(tokenizer: To
         ({"floor": 0.0}, "QSFTModule: floor is 0.0; give a number between 0 and 1"),
         ({"floor": 1.0}, "QSFTModule: floor is 1.0; give a number between 0 and 1"),
         ({"behaviour": PolicySpec(config=tiny.shallow(vocab_size=103))}, "has another vocabulary than the policy"),
+        ({"behaviour": "./none"}, r"^model\.behaviour: \./none does not exist"),
         ({"loss": DummyRest(300)}, "token_id is 300, and the model has tokens 0 to 100"),
     ],
 )
