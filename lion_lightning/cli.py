@@ -24,6 +24,7 @@ module ``main`` runs it, and its line in ``lion --help``.
 """
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("init", "write a config to edit, from a model, data and what to train"),
     "run": ("pipeline", "run the stages of a pipeline file, each starting from the previous one's export"),
     "report": ("report", "plot a run's metrics from its logs"),
     "evaluate": ("evaluate", "losses, accuracies and win rates of a trained model"),
@@ -36,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("models", "check which types of causal LM run packed, with shared prompts, LoRA and export"),
     "import": ("importing", "turn a config of axolotl, LLaMA-Factory, TRL or alignment-handbook into one of lion fit"),
     "demo": ("demo", "write data, tokenizer and model config of a small synthetic task"),
+    "completion": ("completion", "print what makes the Tab key complete commands and options, for bash, zsh or fish"),
 }
 """All other subcommands, in the same form."""
 

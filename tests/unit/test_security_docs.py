@@ -60,6 +60,8 @@ OWN = {
     "tools/pipeline/status.py": "the log of a stage that it started, shown through printable()",
     "tools/models/check.py": "the tiny model that the same process has saved",
     "planning/sizes.py": "the system's account of this process",
+    "tools/init/config.py": "templates of the package",
+    "tools/completion/main.py": "templates of the package",
 }
 """Modules that read nothing of others."""
 

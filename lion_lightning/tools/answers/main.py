@@ -10,6 +10,9 @@ from jsonargparse import ArgumentParser
 DESCRIPTION = """Answer the questions of a benchmark and write the answer file that its tool reads.
 The file is named after the model.
 Questions that are already answered in the file are skipped. Use --temperature 0 for greedy decoding."""
+EXAMPLE = (
+    "Example: lion answers --format alpaca_eval --model runs/dpo/export --prompts alpaca_eval.json --out answers.json"
+)
 
 SAMPLER = "lion_lightning.sampling.TransformersSampler"
 
@@ -38,7 +41,7 @@ def main(arguments: list[str]) -> None:
 def _parser() -> ArgumentParser:
     from lion_lightning.sampling import Sampler
 
-    parser = ArgumentParser(prog="lion answers", description=DESCRIPTION, exit_on_error=False)
+    parser = ArgumentParser(prog="lion answers", description=DESCRIPTION, epilog=EXAMPLE, exit_on_error=False)
     parser.add_argument("--format", required=True, help="alpaca_eval, arena_hard or mt_bench")
     parser.add_argument("--model", required=True, help="a Hugging Face folder, e.g. runs/dpo/export, or a hub id")
     parser.add_argument("--prompts", type=Path, required=True, help="the benchmark's question file")

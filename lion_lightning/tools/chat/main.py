@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lion chat",
         description="Talk to a model on the terminal; piped lines are answered one by one.",
-        epilog=HELP,
+        epilog=f"{HELP} Example: lion chat runs/sft/export --temperature 0",
     )
     parser.add_argument("model", help="a Hugging Face folder, e.g. runs/sft/export, or a hub id")
     parser.add_argument("--system", help="text of a system turn")

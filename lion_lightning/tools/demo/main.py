@@ -13,7 +13,11 @@ def main(arguments: list[str]) -> None:
     """
     from lion_lightning.tools.demo import FILES, write_demo
 
-    parser = argparse.ArgumentParser(prog="lion demo", description="Write a small synthetic task to try everything on.")
+    parser = argparse.ArgumentParser(
+        prog="lion demo",
+        description="Write a small synthetic task to try everything on.",
+        epilog="Example: lion demo runs/demo --seed 1",
+    )
     parser.add_argument("out", nargs="?", default="runs/demo", help="folder to write to (default: runs/demo)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same files (default: 0)")
     options = parser.parse_args(arguments)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """Compute the loss on held-out conversations, rewards on held-out preference pairs, a judge's scores of
 answers, and the win rate against another model, as configured. Answers are saved in --out, and a rerun continues from
 them. docs/evaluation.md shows a config."""
+EXAMPLE = "Example: lion evaluate -c configs/evaluate.yaml"
 
 
 def main(arguments: list[str]) -> None:
@@ -38,7 +39,7 @@ def parse(arguments: list[str]) -> Evaluation:
     from lion_lightning.tools.evaluate.run import Evaluation
 
     check_config_files(arguments, dict.fromkeys(signature(Evaluation).parameters))
-    parser = ArgumentParser(prog="lion evaluate", description=DESCRIPTION, exit_on_error=False)
+    parser = ArgumentParser(prog="lion evaluate", description=DESCRIPTION, epilog=EXAMPLE, exit_on_error=False)
     parser.add_argument("-c", "--config", action="config", help="a config file with these keys")
     parser.add_class_arguments(Evaluation, sub_configs=True)
     with lists_replaced():

@@ -14,7 +14,11 @@ def main(arguments: list[str]) -> None:
     """
     from lion_lightning.models.checkpoints.export import export_checkpoint
 
-    parser = argparse.ArgumentParser(prog="lion export", description="Write a checkpoint as a Hugging Face folder.")
+    parser = argparse.ArgumentParser(
+        prog="lion export",
+        description="Write a checkpoint as a Hugging Face folder.",
+        epilog="Example: lion export runs/sft/checkpoints/last.ckpt runs/sft/export",
+    )
     parser.add_argument("checkpoint", help="a .ckpt file, e.g. runs/sft/checkpoints/last.ckpt")
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--adapter", action="store_true", help="write the LoRA adapters in PEFT's format, unmerged")

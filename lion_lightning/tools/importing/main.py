@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> None:
         description="Turn a config of axolotl, LLaMA-Factory, TRL or alignment-handbook (SFT, DPO, KTO, reward models) "
         "into a config of lion fit. Keys that could not be carried over are named with the reason, as comments of the "
         "config and on stderr.",
-        epilog="example: lion import zephyr/dpo/config_full.yaml -o zephyr.yaml",
+        epilog="Example: lion import zephyr/dpo/config_full.yaml -o zephyr.yaml",
     )
     parser.add_argument("file", help="the config, YAML or JSON")
     parser.add_argument("-o", "--out", help="file to write, which must not exist (default: print the config)")

@@ -18,6 +18,7 @@ def main(arguments: list[str]) -> None:
         prog="lion inspect",
         usage="lion inspect -c CONFIG [--rows ROWS] [any option of lion fit]",
         description="Show filters, loss masks and packing of a config's data, without training.",
+        epilog="Example: lion inspect -c configs/sft.yaml --rows 5",
     )
     own.add_argument("--rows", type=int, default=3, help="documents to show (3)")
     options, rest = own.parse_known_args(arguments)

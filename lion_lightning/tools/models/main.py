@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> None:
         prog="lion models",
         description="Build each type of causal LM of the installed transformers at a tiny size, and check packed rows, "
         "shared prompts, a DPO step, LoRA, and export. All types take about ten minutes on two cores.",
+        epilog="Example: lion models qwen3 llama gemma2",
     )
     parser.add_argument("types", nargs="*", metavar="TYPE", help="model_type, e.g. qwen3 (default: all)")
     parser.add_argument("--out", type=Path, help="also write the table to this Markdown file")

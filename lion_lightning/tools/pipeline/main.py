@@ -60,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="lion run",
         description="Run the stages of a pipeline file, each from the export of the one before. The same command goes "
         "on after a stop: a stage that is done is not repeated, and one that was stopped resumes.",
-        epilog="Keys of a stage's config are options too: --dpo.trainer.max_steps 3, or --trainer.max_steps 3 for all",
+        epilog="Keys of a stage's config are options too: --dpo.trainer.max_steps 3, or --trainer.max_steps 3 for all. "
+        "Example: lion run configs/pipeline.yaml --seeds 0 1 2",
         allow_abbrev=False,
     )
     parser.add_argument("pipeline", type=Path, help="the pipeline file, e.g. configs/pipeline.yaml")

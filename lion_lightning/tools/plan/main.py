@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="lion plan",
         usage="lion plan -c CONFIG [--gpus N] [--memory GIB] [any option of lion fit]",
         description="Estimate memory per GPU and time per step of a config under each strategy, without any GPU.",
+        epilog="Example: lion plan -c configs/sft.yaml --gpus 8 --memory 80",
     )
     own.add_argument(
         "--gpus",

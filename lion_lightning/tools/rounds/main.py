@@ -8,7 +8,11 @@ from pathlib import Path
 
 def main(arguments: list[str]) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="lion rounds", description="Print and plot the rounds of on-policy sampling.")
+    parser = argparse.ArgumentParser(
+        prog="lion rounds",
+        description="Print and plot the rounds of on-policy sampling.",
+        epilog="Example: lion rounds runs/online_dpo --samples 5",
+    )
     parser.add_argument("folder", help="folder of the rounds, or of their stage or run, e.g. runs/online_dpo")
     parser.add_argument("--samples", type=int, default=3, help="prompts to show with their answers (3)")
     parser.add_argument("--png", help="file of the plots; by default rounds.png in the folder")

@@ -39,6 +39,13 @@ CONFIG_KEYS: Mapping[str, Collection[str] | None] = {
 }
 """Valid top-level keys of a config file, and valid keys of ``trainer``."""
 
+EXAMPLES = {
+    "fit": "lion fit -c configs/sft.yaml --trainer.max_epochs 1",
+    "validate": "lion validate -c configs/sft.yaml --ckpt_path last",
+    "test": "lion test -c configs/sft.yaml --ckpt_path last",
+}
+"""A command line of each subcommand, for its help."""
+
 _EXAMPLES = {"model": "lion_lightning.SFTModule", "data": "lion_lightning.SFTDataModule"}
 
 
@@ -195,7 +202,11 @@ def build_cli(arguments: list[str], run: bool = True, kind: type[LionCLI] = Lion
         subclass_mode_data=True,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"description": "Align language models with PyTorch Lightning.", "exit_on_error": False},
+        parser_kwargs={
+            "description": "Align language models with PyTorch Lightning.",
+            "exit_on_error": False,
+            **{name: {"epilog": f"Example: {example}"} for name, example in EXAMPLES.items()},
+        },
         auto_configure_optimizers=False,  # the module has options for them
         run=run,
         args=arguments,

@@ -1,0 +1,1 @@
+"""`lion completion`: what the Tab key completes in bash, zsh and fish."""

@@ -1,0 +1,2 @@
+#compdef lion
+autoload -Uz bashcompinit && bashcompinit
