@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
+from lightning.pytorch.callbacks.progress.rich_progress import CustomTimeColumn, ProcessingSpeedColumn
 from rich.console import Console
 from rich.progress import BarColumn
 from torch.optim import Optimizer
@@ -82,6 +82,7 @@ class LionProgressBar(RichProgressBar):
         self._said = 0  # optimizer steps at the last line
         self._clock = _FitClock(0.0)
         self._rate: float | None = None  # of the step that was made last
+        self._left = math.nan  # seconds of the fit
 
     @property
     @override
@@ -95,7 +96,7 @@ class LionProgressBar(RichProgressBar):
         console = Console(**self._console_kwargs)
         self._animated = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
         self._due, self._said, self._rate = 0.0, trainer.global_step, None
-        self._clock = _FitClock(time.monotonic())
+        self._clock, self._left = _FitClock(time.monotonic()), math.nan
 
     @override
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -103,17 +104,25 @@ class LionProgressBar(RichProgressBar):
         if self._rate is not None:
             logged["lr"] = self._rate
         known = {short: logged[key] for key, short in self.metrics.items() if key in logged}
+        left = {} if math.isnan(self._left) or not self._animated else {"left": clock(self._left)}
         others = {key: value for key, value in trainer.progress_bar_metrics.items() if key not in self.metrics}
-        return {name: readable(float(value)) for name, value in (known | others).items()}
+        return left | {name: readable(float(value)) for name, value in (known | others).items()}
 
     @override
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """A short bar and no batches a second, so that the metrics fit next to it."""
-        columns = [column for column in super().configure_columns(trainer) if type(column) is not ProcessingSpeedColumn]
+        """A short bar, no batches a second and no time of the epoch, so that the metrics fit next to it."""
+        left_out = (ProcessingSpeedColumn, CustomTimeColumn)
+        columns = [column for column in super().configure_columns(trainer) if not isinstance(column, left_out)]
         for column in columns:
             if isinstance(column, BarColumn):
                 column.bar_width = 16
         return columns
+
+    @override
+    def _get_train_description(self, current_epoch: int) -> str:
+        """The epoch, counted from 1 as in the plain lines (Lightning 2.6 counts from 0)."""
+        epochs = self.trainer.max_epochs or -1
+        return f"epoch {current_epoch + 1}/{epochs}" if epochs > 0 else f"epoch {current_epoch + 1}"
 
     @override
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -140,9 +149,11 @@ class LionProgressBar(RichProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         now, step, batches = time.monotonic(), trainer.global_step, batch_idx + 1
         self._clock.trained(now)
+        epochs_left = max(0, (trainer.max_epochs or -1) - trainer.current_epoch - 1)
+        self._left = self._clock.left(_share_done(trainer, batches), epochs_left)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         due = now >= self._due or (self.every_steps is not None and step % self.every_steps == 0)
         ends = 0 <= trainer.max_steps <= step or batches >= trainer.num_training_batches
         if self._speaks and step > self._said and (ends or due):
@@ -170,8 +181,7 @@ class LionProgressBar(RichProgressBar):
         max_epochs = trainer.max_epochs or -1
         epochs = f"/{max_epochs}" if max_epochs > 0 else ""
         position = f"epoch {trainer.current_epoch + 1}{epochs}, step {trainer.global_step}"
-        left = self._clock.left(share, max(0, max_epochs - trainer.current_epoch - 1))
-        return position if math.isnan(left) else f"{share:.0%}, {position}, {clock(left)} left"
+        return position if math.isnan(self._left) else f"{share:.0%}, {position}, {clock(self._left)} left"
 
     def _say(self, title: str, metrics: Mapping[str, str]) -> None:
         self.print(f"{title}: {', '.join(f'{name} {value}' for name, value in metrics.items())}", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+from contextlib import suppress
 from functools import reduce
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from typing_extensions import override
 
 from lion_lightning.callbacks.folders import require_writable_root, write_json
+from lion_lightning.callbacks.monitors.peak_memory import PeakMemory, peaks, reset_peaks
 from lion_lightning.callbacks.optimization.fused_backward import steps_within_backward
 from lion_lightning.callbacks.progress import readable
 from lion_lightning.data.packing.loader import PackedLoader
@@ -57,6 +59,7 @@ class StartupSummary(Callback):
     """
 
     filename = "startup.json"
+    _estimate: int | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -70,8 +73,24 @@ class StartupSummary(Callback):
         # Not earlier: asked for the steps, the trainer would set the loader up before a checkpoint's state reached it.
         summary = summarize(trainer, pl_module)
         write_json(trainer, self.filename, summary)
+        self._estimate = summary["memory"].get("total")
+        with suppress(OSError):  # a system that does not tell
+            reset_peaks(trainer.strategy.root_device)
         rank_zero_info("\n".join(lines(summary)))
         _warn(trainer, run_length(trainer), summary["memory"])
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the measured peak beside the estimate, unless somebody else measures from step to step."""
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or any(isinstance(one, PeakMemory) for one in callbacks):
+            return
+        device = trainer.strategy.root_device
+        with suppress(OSError):
+            measured = peaks(device)["peak_memory"]
+            whose = "tensors" if device.type == "cuda" else "the process, with all libraries"
+            beside = f"; {_bytes(self._estimate)} were estimated for tensors" if self._estimate else ""
+            rank_zero_info(f"{'memory':<10} measured, {_bytes(measured)} at the peak ({whose}){beside}")
 
 
 def summarize(trainer: Trainer, module: LightningModule) -> dict[str, Section]:
@@ -107,13 +126,13 @@ def lines(summary: dict[str, Section]) -> list[str]:
     templates = {
         "policy": "{class}, {parameters} parameters, {trainable} of them trained, {dtype}, recompute: {recompute}"
         + (", {notes}" if "notes" in summary["policy"] else ""),
-        "reference": "{kind}, {parameters} parameters",
+        "reference": "{kind}" + (", {parameters} parameters" if summary["reference"].get("parameters") else ""),
         "objective": "{loss}",
         "data": ("{units}:" if "units" in summary["data"] else "{samples} samples of")
         + " {tokens} tokens in {rows} rows of {row_tokens}, {full} full"
         if "samples" in summary["data"]
         else "{sources} streamed source(s), packed {window} documents at a time in rows of {row_tokens}",
-        "run": "{epochs} epochs, {steps} optimizer steps; a step: {accumulate} accumulated x {devices} device(s)"
+        "run": "epochs: {epochs}, optimizer steps: {steps}; a step: {accumulate} accumulated x {devices} device(s)"
         + (", up to {step_tokens} tokens" if "step_tokens" in summary["run"] else ""),
     }
     texts = []
@@ -122,8 +141,9 @@ def lines(summary: dict[str, Section]) -> list[str]:
             values = {key: _shown(value) for key, value in summary[name].items()}
             texts.append(f"{name:<10} {template.format(**values)}")
     if memory := summary["memory"]:
-        parts = ", ".join(f"{name} {_bytes(memory[name])}" for name in MemoryEstimate().parts if memory[name])
-        share = f"about {_bytes(memory['total'])} of the {_bytes(memory['device'])} of a device"
+        names = {name: "copies" if name == "in_flight" else name for name in MemoryEstimate().parts if memory[name]}
+        parts = ", ".join(f"{shown} {_bytes(memory[name])}" for name, shown in names.items())
+        share = f"estimated, about {_bytes(memory['total'])} of the {_bytes(memory['device'])} of a device"
         texts.append(f"{'memory':<10} {share} at the peak ({memory['peak_in']}): {parts}")
     for source, messages in summary["rows"].items():
         if messages:

@@ -81,7 +81,7 @@ class CachedReference(Reference):
         todo = uncached(store, batches, ranks, f"{self.noun}: {title}")
         first = next(todo, None)
         if first is not None:  # otherwise no model is needed
-            self._announce(store.folder)
+            self._announce(store.folder.parent)
             with self._model(policy, ranks) as model:
                 score(store, model, chain([first], todo), ranks)
 

@@ -123,7 +123,9 @@ class Runner:
         if not begin(stage):
             self._status.say(f"{stage.folder}: done before")
             return
-        self._status.say(f"{stage.folder}: begins, log: {stage.folder / LOG}")
+        stages = [one.folder for one in chain.from_iterable(self.plan.chains)]
+        number = f"stage {stages.index(stage.folder) + 1} of {len(stages)}"
+        self._status.say(f"{stage.folder}: begins ({number}), log: {stage.folder / LOG}")
         name = str(stage.folder.relative_to(self.plan.out))
         self._status.begin(name, stage.folder / LOG)
         command = [sys.executable, "-m", "lion_lightning.tools.pipeline", str(stage.folder)]
@@ -134,7 +136,22 @@ class Runner:
         if self._stopped.is_set():
             return
         self._require_done(stage, code)
-        self._status.say(f"{stage.folder}: done in {clock(seconds)}{score_of(stage.folder)}")
+        left = self._left()
+        end = f"; about {clock(left)} left for all stages" if left else ""
+        self._status.say(f"{stage.folder}: done in {clock(seconds)}{score_of(stage.folder)}{end}")
+
+    def _left(self) -> float:
+        """Seconds until all stages are done, by those of other seeds; 0 if none is left, or one has no such time."""
+        times: dict[str, list[float]] = {}
+        left = []
+        for stage in chain.from_iterable(self.plan.chains):
+            if (stage.folder / DONE).exists():
+                times.setdefault(stage.name, []).append(float(json.loads((stage.folder / DONE).read_text())["seconds"]))
+            else:
+                left.append(stage.name)
+        if not times.keys() >= set(left):
+            return 0.0
+        return sum(sum(times[name]) / len(times[name]) for name in left) / self._parallel
 
     def _require_done(self, stage: StagePlan, code: int) -> None:
         """Trust no exit code: a stage is done when its folder says so."""

@@ -155,7 +155,7 @@ def test_a_terminal_gets_the_bar_with_short_names_and_nothing_else(
     }
     shown = bar.get_metrics(trainer, trainer.lightning_module)
     assert {name: shown[name] for name in expected} == {name: readable(float(v)) for name, v in expected.items()}
-    assert shown.keys() - expected.keys() == {"tok/s"}
+    assert shown.keys() - expected.keys() == {"left", "tok/s"}
     assert "v_num" not in drawn
     assert "train/" not in drawn
     assert f"lr: {shown['lr']}" in last
@@ -202,3 +202,17 @@ def test_nonsense_is_refused() -> None:
         LionProgressBar(every_seconds=-1)
     with pytest.raises(ValueError, match=r"every_steps is 0; give at least 1"):
         LionProgressBar(every_steps=0)
+
+
+def test_on_a_terminal_epochs_count_from_one_and_the_time_left_is_that_of_the_fit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    options = {"file": screen, "force_terminal": True, "width": 200, "color_system": None}
+    bench.fit(bench.trainer(Few(refresh_rate=1000, console_kwargs=options), enable_progress_bar=True, max_epochs=2))
+    drawn = screen.getvalue()
+    assert "epoch 1/2" in drawn
+    assert "epoch 2/2" in drawn
+    assert "epoch 0" not in drawn.lower()
+    assert re.search(r"left: \d+:\d\d", drawn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,6 +49,22 @@ def test_the_summary_is_written_before_the_first_step(bench: Bench) -> None:
     }
     assert found["run"] == {"epochs": 1, "steps": 1, "accumulate": 2, "devices": 1}
     assert found["memory"] == {}  # of a loader that does not say how many tokens a micro-batch has
+
+
+def test_the_measured_peak_is_told_beside_the_estimate(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    class Estimated(StartupSummary):
+        def on_train_start(self, *arguments: Any) -> None:
+            super().on_train_start(*arguments)
+            self._estimate = 3 * 2**30
+
+    with caplog.at_level("INFO"):
+        bench.fit(bench.trainer(Estimated(), max_steps=1))
+    (line,) = [record.message for record in caplog.records if "measured" in record.message]
+    assert re.fullmatch(
+        r"memory     measured, [\d.]+ [GM]iB at the peak \(the process, with all libraries\); 3\.0 GiB were estimated "
+        "for tensors",
+        line,
+    )
 
 
 class Unread:

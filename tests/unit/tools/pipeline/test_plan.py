@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from lion_lightning.tools.pipeline.plan import StagePlan, read_plan
+from lion_lightning.tools.pipeline.plan import Plan, StagePlan, read_plan
+from lion_lightning.tools.pipeline.run import Runner
 
 JUDGE = {"class_path": "lion_lightning.judges.RewardModelJudge", "init_args": {"model": "${reward}/export"}}
 SAMPLING = {"class_path": "lion_lightning.callbacks.OnPolicySampling", "init_args": {"judge": JUDGE}}
@@ -66,3 +68,17 @@ def test_a_stage_has_its_own_evaluation_or_none(tmp_path: Path) -> None:
 def test_a_stage_that_is_not_there_yet_is_one_line(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=said):
         stages(tmp_path, **changes)
+
+
+def test_the_time_left_is_that_of_the_same_stages_of_other_seeds(tmp_path: Path) -> None:
+    chains = []
+    for seed in range(3):
+        folders = [tmp_path / f"seed-{seed}" / name for name in ("sft", "dpo")]
+        chains.append([StagePlan(folder.name, folder, {}, None, None) for folder in folders])
+    runner = Runner(Plan(tmp_path, chains, workers=2))
+    assert runner._left() == 0  # no stage has told its time
+    for stage, seconds in ((chains[0][0], 10), (chains[1][0], 30), (chains[0][1], 6)):
+        stage.folder.mkdir(parents=True)
+        (stage.folder / "done.json").write_text(json.dumps({"seconds": seconds}))
+    # one sft of 20 seconds on average and two dpo of 6, by two workers
+    assert runner._left() == (20 + 2 * 6) / 2
