@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 
 from lion_lightning.tools.report.facts import is_reward_model, progress_of, stage_title
 from lion_lightning.tools.report.logs import ChainLogs, Launch, all_stages, stage_names
@@ -30,11 +31,20 @@ def advice_of(chains: Sequence[ChainLogs], scores: Scores | None, launch: Launch
     """
     command = launch.command or "lion run FILE"
     found: list[Advice | None] = [*_unfinished(chains, launch, command)]
-    found.append(_no_scores(chains, launch) if scores is None else _not_decided(scores, command))
+    found.append(_no_scores(chains) if scores is None else _not_decided(scores, command))
     for name in stage_names(chains):
         found += [rule(all_stages(chains, name)) for rule in RULES]
     found.append(_use_it(chains, scores))
-    return [one for one in found if one]
+    return _merged(one for one in found if one)
+
+
+def _merged(found: Iterable[Advice]) -> list[Advice]:
+    """The same advice for several stages as one, with all reasons."""
+    merged: dict[tuple[str, str], Advice] = {}
+    for one in found:
+        before = merged.get((one.what, one.code))
+        merged[one.what, one.code] = one._replace(why=f"{before.why} {one.why}") if before else one
+    return list(merged.values())
 
 
 def _unfinished(chains: Sequence[ChainLogs], launch: Launch, command: str) -> list[Advice]:
@@ -57,21 +67,22 @@ def _unfinished(chains: Sequence[ChainLogs], launch: Launch, command: str) -> li
     return [Advice(what, " ".join(reasons), command)] if reasons else []
 
 
-def _no_scores(chains: Sequence[ChainLogs], launch: Launch) -> Advice | None:
-    """How to evaluate the stages: with a key of the pipeline file, or with `lion evaluate`."""
+def _no_scores(chains: Sequence[ChainLogs]) -> Advice | None:
+    """How to measure the stages that are there, with `lion evaluate`."""
     last = chains[0].stages[-1]
     if is_reward_model(last) and "rewards" in last.evaluation:
         return None
-    keys = PAIRS if is_reward_model(last) else PROMPTS
-    why = "Nothing was measured on held-out prompts. A falling loss does not say that answers got better."
-    if launch.stages:
-        indented = keys.replace("\n", "\n  ")
-        what = "Measure the answers: add this to the pipeline file, and run it again for the stages that are not done."
-        return Advice(what, why, f"evaluate:\n  {indented}")
-    export = progress_of(last).export or last.folder / "export"
-    out = last.folder / "evaluation"
-    code = f"{keys}\n\nlion evaluate -c evaluate.yaml --model {export} --out {out}\nlion report {last.folder}"
-    return Advice("Measure the answers: write these lines to evaluate.yaml, and run these commands.", why, code)
+    folders = [shlex.quote(str(stage.folder)) for stage in all_stages(chains) if progress_of(stage).export]
+    evaluate = "lion evaluate -c evaluate.yaml --model {0}/export --out {0}/evaluation"
+    command = evaluate.format(folders[0] if folders else shlex.quote(str(last.folder)))
+    if len(folders) > 1:
+        command = f"for stage in {' '.join(folders)}; do\n  {evaluate.format('$stage')}\ndone"
+    what = "Measure the answers: write these lines to evaluate.yaml, and run the command; then lion report again."
+    why = (
+        "Nothing was measured on held-out prompts, and a falling loss does not say that answers got better. In a "
+        "pipeline file the same lines stand under the key evaluate, for every stage that is run from then on."
+    )
+    return Advice(what, why, f"{PAIRS if is_reward_model(last) else PROMPTS}\n\n{command}")
 
 
 def _not_decided(scores: Scores, command: str) -> Advice | None:

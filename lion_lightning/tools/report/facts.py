@@ -105,7 +105,8 @@ def _last_line(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - TAIL))
         lines = re.split(r"[\r\n]+", file.read().decode("utf-8", "replace").strip())
-    return printable(lines[-1].removeprefix("lion: error: "))
+    last = printable(lines[-1].removeprefix("lion: error: "))
+    return last if len(last) <= 2 * LONGEST else f"{last[: 2 * LONGEST]}…"
 
 
 def cost_of(stage: Stage) -> Cost:
@@ -194,12 +195,12 @@ def described(part: Any) -> str:
 
 
 def _described(part: Any) -> str:
-    if part is None or part == "":
+    if part is None or part is False or part == "":  # what is off is not named
         return ""
     if isinstance(part, Mapping) and "class_path" in part:
         name, arguments = str(part["class_path"]).rpartition(".")[2], _arguments(part)
         if weights := arguments.get("weights"):
-            parts = next((arguments[key] for key in ("names", "losses", "judges") if key in arguments), [])
+            parts: Any = next((arguments[key] for key in ("names", "losses", "judges") if key in arguments), [])
             if isinstance(weights, list) and isinstance(parts, list) and len(parts) == len(weights):
                 return " + ".join(map(_weighted, weights, parts))
         inner = ", ".join(f"{key} {_described(value)}" for key, value in arguments.items() if _described(value))

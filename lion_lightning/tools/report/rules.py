@@ -1,8 +1,7 @@
-"""Rules about a stage: what its metrics say should be done about it."""
+"""Rules about a stage: what its metrics say should be done about it, beyond what `HealthMonitor` looks for."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import NamedTuple
@@ -42,15 +41,10 @@ def _short(stages: Sequence[Stage]) -> Advice | None:
     )
 
 
-def _diverged(stages: Sequence[Stage]) -> Advice | None:
-    if all(math.isfinite(value) for stage in stages for value in stage.values("train/loss")):
-        return None
-    return Advice("Lower the learning rate, or clip gradients.", f"The loss of {_title(stages)} was infinite.")
-
-
 def _held_out_loss(stages: Sequence[Stage]) -> Advice | None:
     """Too long where the held-out loss has risen from its lowest value, too short where it still falls."""
-    losses = stages[0].curves.get("val/loss", {})
+    before = {0: stages[0].before["val/loss"]} if "val/loss" in stages[0].before else {}
+    losses = before | stages[0].curves.get("val/loss", {})
     if stages[0].rounds or len(losses) < 3:
         return None
     values = list(losses.values())
@@ -69,18 +63,11 @@ def _held_out_loss(stages: Sequence[Stage]) -> Advice | None:
 
 def _pairs_not_learned(stages: Sequence[Stage]) -> Advice | None:
     ranked, margin = _final(stages, "rewards/accuracy"), _final(stages, "rewards/margin")
-    if stages[0].rounds or ranked is None or margin is None or ranked >= 0.55:
+    few = progress_of(stages[0]).steps < FEW_STEPS
+    if few or stages[0].rounds or ranked is None or margin is None or ranked >= 0.55:
         return None
     why = f"{_title(stages)} ended with a reward accuracy of {ranked:.2f} (0.5 is chance) and a margin of {margin:.2g}."
     return Advice("Raise the learning rate or the epochs, and look at pairs with lion inspect.", why)
-
-
-def _chosen_fall(stages: Sequence[Stage]) -> Advice | None:
-    chosen, margin = _final(stages, "rewards/chosen"), _final(stages, "rewards/margin")
-    if chosen is None or margin is None or "train/log_ratio" not in stages[0].curves or chosen >= -0.1 or margin <= 0:
-        return None
-    why = f"In {_title(stages)} chosen answers, too, became less likely than under the reference (reward {chosen:.2f})."
-    return Advice("Add ChosenNLLLoss to the loss, or raise beta.", why)
 
 
 def _rounds_rise(stages: Sequence[Stage]) -> Advice | None:
@@ -122,15 +109,6 @@ def _clipped(stages: Sequence[Stage]) -> Advice | None:
     )
 
 
-def _entropy_gone(stages: Sequence[Stage]) -> Advice | None:
-    curve = stages[0].values("train/entropy")
-    if len(curve) < 4 or curve[-1] > 0.1 * curve[0]:
-        return None
-    fall = f"from {curve[0]:.2g} to {curve[-1]:.2g} nats a token"
-    why = f"The entropy of {_title(stages)} fell {fall}: all answers become the same."
-    return Advice("Stop earlier, or add a KL penalty or an entropy bonus.", why)
-
-
 def _final(stages: Sequence[Stage], metric: str) -> float | None:
     """Mean over the seeds of a metric at the end: of the last validation, else of the last tenth of the steps."""
     found = []
@@ -149,13 +127,10 @@ def _title(stages: Sequence[Stage]) -> str:
 
 RULES: tuple[Rule, ...] = (
     _short,
-    _diverged,
     _held_out_loss,
     _pairs_not_learned,
-    _chosen_fall,
     _rounds_rise,
     _few_signals,
     _cut_off,
     _clipped,
-    _entropy_gone,
 )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lion_lightning.printing import clock
 from lion_lightning.tools.report.facts import GIB, MIB, Cost, cost_of, data_of, progress_of, stage_title, started
-from lion_lightning.tools.report.logs import ChainLogs, Launch, all_stages, stage_names
+from lion_lightning.tools.report.logs import ChainLogs, Launch, Stage, stage_names
 from lion_lightning.tools.report.page.html import Cell, Html, Row, items, join, table, tag
 from lion_lightning.tools.report.plots.svg import interval_bar
 from lion_lightning.tools.report.rules import Advice
@@ -82,20 +82,32 @@ def _stages(scores: Scores) -> Html:
 
 
 def _no_scores(chains: Sequence[ChainLogs]) -> Html:
-    """What the held-out losses say where no answers were scored."""
+    """What the stages logged of themselves where no answers were scored."""
     lines = []
-    for stage in all_stages(chains):
-        name = stage_title(stage.name) if len(chains) == 1 else f"{chains[0].name}/{stage.name}"
-        for key, title in (("val/loss", "held-out loss"), ("train/loss", "training loss")):
-            values = stage.values(key)
-            if key in stage.before:
-                values = [stage.before[key], *values]
-            if len(values) > 1:
-                lines.append(f"{name}: {title} from {values[0]:.3g} to {values[-1]:.3g}")
-                break
+    for chain in chains:
+        for stage in chain.stages:
+            if logged := _logged(stage):
+                seed = f"{chain.name}, " if len(chains) > 1 else ""
+                lines.append(f"{seed}{stage_title(stage.name)}: {logged}")
     note = tag("p", "Not measured: no answers were scored.", class_="big")
-    rest = items(lines) if lines else tag("p", "Nothing else was logged.")
-    return tag("div", note, rest, class_="headline")
+    return tag("div", note, items(lines or ["Nothing else was logged."]), class_="headline")
+
+
+def _logged(stage: Stage) -> str:
+    """The metric of a stage that says most, at its start and its end; empty if none was logged."""
+    held_out = [stage.before["val/loss"]] if "val/loss" in stage.before else []
+    shown = {
+        "score of sampled answers": stage.of_rounds("score"),
+        "reward": stage.values("train/rewards"),
+        "held-out loss": held_out + stage.values("val/loss"),
+        "training loss": stage.values("train/loss"),
+    }
+    for title, values in shown.items():
+        if values:
+            return (
+                f"{title} from {values[0]:.3g} to {values[-1]:.3g}" if len(values) > 1 else f"{title} {values[0]:.3g}"
+            )
+    return ""
 
 
 def worse(scores: Scores | None) -> Html:
@@ -119,7 +131,7 @@ def worse(scores: Scores | None) -> Html:
             worse_ones, better_ones = f"{change.worse:,} answers got worse", f"{change.better:,} better"
             answers.append(f"{title}: {worse_ones}, {better_ones}, {change.same:,} scored the same.")
     shown = [items(lines), tag("p", note, class_="note")] if lines else [none]
-    counts = tag("p", join(answers, " ")) if answers else Html("")
+    counts = items(answers) if answers else Html("")
     return tag("section", tag("h2", "Where it got worse"), *shown, counts)
 
 

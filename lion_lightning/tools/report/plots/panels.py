@@ -131,7 +131,9 @@ def loss_panels(chains: Sequence[ChainLogs]) -> list[Panel]:
             held_out.append(before | stage.curves.get("val/loss", {}))
         lines = _lines("training", train, place) + _lines("held out", held_out, place, dash=1, dots=True)
         good = "Falls; the held-out loss too. Where it rises while the other falls, training went on too long."
-        if any(stage.rounds for stage in all_stages(chains, name)):
+        if any("train/ratio" in stage.curves for stage in all_stages(chains, name)):
+            good = "Near 0 by construction of policy gradients: it says nothing. Look at the reward."
+        elif any(stage.rounds for stage in all_stages(chains, name)):
             good = (
                 "Flat is normal: each round has new answers of the model's own, so that the loss begins anew. The "
                 "held-out pairs are not its own; their loss may rise while the answers get better."
