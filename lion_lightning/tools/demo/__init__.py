@@ -24,7 +24,7 @@ from random import Random
 from lion_lightning.tools.demo.model import make_config, make_tokenizer
 from lion_lightning.tools.demo.rows import Row, make_pairs, make_prompts, make_ranked, make_rows, make_written
 from lion_lightning.tools.demo.task import FAMILIES, solve
-from lion_lightning.tools.demo.writers import check
+from lion_lightning.tools.demo.writers import CLOSING, OPENING, REFUSAL, check
 
 __all__ = [
     "FAMILIES",
@@ -89,6 +89,6 @@ def write_demo(
     for name, make, count in zip(FILES, makers, counts, strict=True):
         lines = [json.dumps(row) + "\n" for row in make(count, random, taken)]
         (out / name).write_text("".join(lines), encoding="utf-8")
-    made = make_tokenizer()
+    made = make_tokenizer(f"{OPENING} {CLOSING} {REFUSAL}")
     made.save_pretrained(out / "model")
     make_config(made).save_pretrained(out / "model")

@@ -6,7 +6,6 @@ import re
 from typing import TYPE_CHECKING
 
 from lion_lightning.tools.demo.task import FAMILIES
-from lion_lightning.tools.demo.writers import CLOSING, OPENING, REFUSAL
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedTokenizerFast
@@ -19,12 +18,16 @@ TEMPLATE = (
 """Few tokens around a turn, since the turns of this task are short."""
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Make a tokenizer with a token per word of the instructions and of the habits; all else is split into bytes."""
+def make_tokenizer(more: str = "") -> PreTrainedTokenizerFast:
+    """Make a tokenizer with a token per word of the instructions; everything else is split into bytes.
+
+    Args:
+        more: A text whose words have a token each, too.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = set(re.findall(r"\w+", f"{OPENING} {CLOSING} {REFUSAL}"))
+    words = set(re.findall(r"\w+", more))
     for family in FAMILIES.values():
         words.update(re.findall(r"\w+", " ".join(family.wordings)))
     known = sorted(words)

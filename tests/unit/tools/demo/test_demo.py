@@ -123,6 +123,7 @@ def test_the_written_folder_loads_with_the_auto_classes_and_holds_no_weights(tmp
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     config = AutoConfig.from_pretrained(tmp_path / "model")
     assert config.vocab_size == len(tokenizer)
+    assert tokenizer.tokenize("Well, po maybe!") == ["Well", ",", "\u0120", "p", "o", "\u0120maybe", "!"]
     assert config.tie_word_embeddings
     assert config.head_dim == 32
     assert (config.eos_token_id, config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
