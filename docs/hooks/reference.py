@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import io
 import os
+import re
 import sys
 from contextlib import redirect_stdout, suppress
 from functools import cache
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 from unittest.mock import patch
 
@@ -43,7 +45,7 @@ def module_name(path: Path) -> str:
 def summary(path: Path) -> str:
     """First paragraph of a module's docstring."""
     text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
-    return text.split("\n\n")[0].replace("\n", " ")
+    return re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text.split("\n\n")[0].replace("\n", " "))
 
 
 def has_public_names(path: Path) -> bool:
@@ -97,19 +99,30 @@ def page_path(folder: Path) -> str:
 
 
 def help_of(command: str) -> str:
-    """Help of a command as the terminal shows it, 100 columns wide."""
+    """Help of a command as a terminal of 80 columns shows it."""
     with redirect_stdout(io.StringIO()) as out, suppress(SystemExit), patch.object(sys, "argv", ["lion"]):
         main([command, "--help"])
     return out.getvalue()
 
 
+def help_block(name: str) -> str:
+    """Help of a command; a long one, as of those that take every key of a config, is folded."""
+    text = help_of(name)
+    block = f"```text\n{text}```\n"
+    if text.count("\n") < 100:
+        return block
+    return f'??? note "lion {name} --help"\n\n' + indent(block, "    ")
+
+
 @cache
 def commands_page() -> str:
-    """The help of every command; imports torch and Lightning."""
-    text = f"{RANKED_LOWER}# Commands\n\nThe help of each command: `lion COMMAND --help`.\n"
-    with patch.dict(os.environ, COLUMNS="100"):
+    """README's table of commands, and the help of each; imports torch and Lightning."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    table = readme.split("## Commands\n")[1].split("\n## ")[0].replace("](docs/", "](")
+    text = f"{RANKED_LOWER}# Commands\n\n{table}"
+    with patch.dict(os.environ, COLUMNS="80", NO_COLOR="1"):
         for name, (_, line) in (TRAINING | COMMANDS).items():
-            text += f"\n## lion {name}\n\n{line[0].upper()}{line[1:]}.\n\n````text\n{help_of(name)}````\n"
+            text += f"\n## lion {name}\n\n{line[0].upper()}{line[1:]}.\n\n{help_block(name)}"
     return text
 
 

@@ -1,6 +1,6 @@
 """Files outside docs/ as pages of the site, so that a relative link leads to the same thing there and on GitHub.
 
-README.md is the home page; CONTRIBUTING.md, CHANGELOG.md and examples/README.md are pages as they are. Any other text
+README.md is the home page; CONTRIBUTING.md, CHANGELOG.md, examples/README.md and the notebook are pages. Any other text
 file that a page links to (a config, an example, a test) becomes a page that shows it.
 """
 
@@ -13,9 +13,10 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from notebooks import as_markdown, executed
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "examples/first_hour.ipynb")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".sh": "bash"}
 
@@ -38,6 +39,8 @@ def linked(path: str, link: str) -> str:
 
 def source_page(path: str) -> str:
     """A page that shows a file."""
+    if path.endswith(".ipynb"):
+        return as_markdown(executed(ROOT / path))
     text = (ROOT / path).read_text("utf-8")
     if path.endswith(".md"):
         return text

@@ -1,4 +1,4 @@
-"""Sphinx's roles in docstrings (``:class:`Name```) as links of the site, and its ``.. math::`` blocks."""
+"""Sphinx's roles in docstrings (``:class:`Name```) as links of the site, and its formulas between dollar signs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import griffe
 
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|obj|exc):`(~?)\.?([\w.]+)(\(\))?`")
-MATH = re.compile(r"^( *)\.\. math::\n((?:\1 +\S.*\n?|\s*\n)+)", re.M)
+FORMULA = re.compile(r":math:`([^`]+)`")
+EQUATION = re.compile(r"^( *)\.\. math::((?: .+)?\n(?:\1 +\S.*\n?)*)", re.M)
 
 
 class Roles(griffe.Extension):
@@ -22,7 +23,8 @@ class Roles(griffe.Extension):
 def rewrite(thing: griffe.Object) -> None:
     """Rewrite the docstrings of an object and of its members."""
     if thing.docstring:
-        text = MATH.sub(r"\1```text\n\2\1```\n\n", thing.docstring.value)
+        text = EQUATION.sub(lambda match: f"{match[1]}${match[2].strip()}$\n", thing.docstring.value)
+        text = FORMULA.sub(r"$\1$", text)
         thing.docstring.value = ROLE.sub(lambda match: link(thing, match[2], bool(match[1])), text)
     for member in thing.members.values():
         if not member.is_alias:

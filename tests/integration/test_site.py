@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 pytest.importorskip("mkdocs", reason="the site's packages are not installed: make docs-setup")
 
 ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "examples" / "first_hour.ipynb"
 
 
 def hook(name: str) -> Any:
@@ -19,7 +21,9 @@ def hook(name: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs" / "hooks")  # as MkDocs does
+        spec.loader.exec_module(module)
     return module
 
 
@@ -72,3 +76,35 @@ def test_what_a_page_loads_from_other_servers_is_found() -> None:
 def test_the_reference_has_every_room_of_the_package() -> None:
     rooms = {path.parent.name for path in (ROOT / "lion_lightning").glob("*/__init__.py")}
     assert {*hook("reference").ROOMS} == rooms - {"tools"}
+
+
+def test_formulas_are_drawn_between_dollar_signs_outside_of_code() -> None:
+    formulas = hook("formulas")
+    text = r"half of $\beta_{i}$, `$x$`, $LION_CACHE, $\frac12$"
+    html = formulas.Markdown(extensions=[formulas.Formulas()]).convert(text)
+    assert re.findall('aria-label="([^"]+)"', html) == [r"\beta_{i}", r"\frac12"]
+    assert "<code>$x$</code>, $LION_CACHE, " in html
+
+
+def test_the_index_of_examples_has_a_row_for_each() -> None:
+    text = (ROOT / "examples" / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| \[([\w./]+)\]\(.*?\) \| (.+) \| (.+) \|$", text, re.M)
+    there = {path.name for path in (ROOT / "examples").iterdir()} - {"README.md", "__init__.py", "__pycache__"}
+    assert {name.split("/")[0] for name, *_ in rows} == {name for name in there if not name.endswith(".yaml")}
+    assert not [name for name in there if name.endswith(".yaml") and f"examples/{name}" not in text]
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    assert not [cell for cell in cells if cell["outputs"] or cell["execution_count"]]
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom() -> None:
+    pytest.importorskip("nbclient", reason="the site's packages are not installed: make docs-setup")
+    page = hook("notebooks").as_markdown(hook("notebooks").executed(NOTEBOOK))
+    before, after = map(float, re.findall(r"val/accuracy +\│ ([\d.]+) +│ ([\d.]+)", page)[0])
+    assert before < 0.1 < 0.5 < after  # SFT's share of right tokens
+    accuracies = re.findall(r"val/rewards/accuracy +DPO +([\d.]+) +margin +([\d.]+)", page)
+    assert [min(map(float, both)) > 0.6 for both in accuracies] == [True]

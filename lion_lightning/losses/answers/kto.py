@@ -19,9 +19,10 @@ class KTOLoss(AnswerLoss):
     r"""KTO (arXiv 2402.01306, eq. 7 and 8): :math:`\lambda_y - v(x, y)`, prospect theory's value of an answer.
 
     .. math::
-        v = \begin{cases} \lambda_D \sigma(\beta(\rho - z_0)) & \text{desirable} \\
-        \lambda_U \sigma(\beta(z_0 - \rho)) & \text{undesirable} \end{cases}
+        v_D = \lambda_D \sigma(\beta(\rho - z_0)), \qquad v_U = \lambda_U \sigma(\beta(z_0 - \rho)),
         \qquad z_0 = \max(0, \mathrm{mean}\, \rho')
+
+    for desirable and undesirable answers.
 
     :math:`\rho` is the log-ratio of policy to reference, :math:`\rho'` that of answers to other prompts. The reference
     point :math:`z_0` stands for the KL divergence of the policy from the reference; no gradient flows through it. It is
