@@ -81,7 +81,7 @@ def folder_page(folder: Path) -> str:
 
 def first_page() -> str:
     """The names of the package itself, and the rooms with their purpose."""
-    rows = [f"| [{module_name(room)}]({page_path(room)}) | {summary(room / '__init__.py')} |" for room in rooms()]
+    rows = [f"| [{module_name(room)}]({room.name}/index.md) | {summary(room / '__init__.py')} |" for room in rooms()]
     return (
         "# API reference\n\nPublic classes and functions, from their docstrings.\n\n"
         f"{offered(PACKAGE)}| folder | contents |\n|---|---|\n" + "\n".join(rows) + "\n"
@@ -95,7 +95,7 @@ def rooms() -> list[Path]:
 
 def page_path(folder: Path) -> str:
     """Path of a folder's page on the site."""
-    return f"api/{'/'.join(folder.relative_to(PACKAGE).parts)}.md"
+    return "/".join(("api", *folder.relative_to(PACKAGE).parts, "index.md"))
 
 
 def help_of(command: str) -> str:
@@ -128,7 +128,7 @@ def commands_page() -> str:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages."""
-    pages = {"api.md": first_page(), "commands.md": commands_page()}
+    pages = {page_path(PACKAGE): first_page(), "commands.md": commands_page()}
     pages |= {page_path(folder): folder_page(folder) for room in rooms() for folder in folders(room)}
     for path, content in pages.items():
         files.append(File.generated(config, path, content=content))

@@ -1,7 +1,8 @@
 """Files outside docs/ as pages of the site, so that a relative link leads to the same thing there and on GitHub.
 
-README.md is the home page; CONTRIBUTING.md, CHANGELOG.md, examples/README.md and the notebook are pages. Any other text
-file that a page links to (a config, an example, a test) becomes a page that shows it.
+README.md is the home page; CONTRIBUTING.md, CHANGELOG.md, examples/README.md and the notebook are pages. Any other
+file of text that a page links to (a config, an example, a test) becomes a page that shows it; a folder, one that lists its
+files. Only a strict build (`make docs`) runs the notebook; `make docs-serve` shows its cells alone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+import nbformat
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -37,10 +39,20 @@ def linked(path: str, link: str) -> str:
     return os.path.normpath(os.path.join(os.path.dirname(path), link))
 
 
-def source_page(path: str) -> str:
-    """A page that shows a file."""
+def files_below(folder: str) -> list[str]:
+    """The text files of a folder."""
+    return [
+        path.relative_to(ROOT).as_posix() for path in sorted((ROOT / folder).rglob("*")) if path.suffix in LANGUAGES
+    ]
+
+
+def source_page(path: str, strict: bool) -> str:
+    """A page that shows a file, or lists the files of a folder."""
+    if (ROOT / path).is_dir():
+        names = [os.path.relpath(file, path) for file in files_below(path)]
+        return f"# {path}\n\n" + "".join(f"- [{name}]({name}.md)\n" for name in names)
     if path.endswith(".ipynb"):
-        return as_markdown(executed(ROOT / path))
+        return as_markdown(executed(ROOT / path) if strict else nbformat.read(ROOT / path, as_version=4))
     text = (ROOT / path).read_text("utf-8")
     if path.endswith(".md"):
         return text
@@ -52,9 +64,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of this repository that are not in docs/, and those that any page links to."""
     pages = [*PAGES, *(f"docs/{file.src_uri}" for file in files.documentation_pages())]
     targets = {linked(page, link) for page in pages for link in LINK.findall((ROOT / page).read_text("utf-8"))}
-    outside = {path for path in targets if not path.startswith("docs/") and (ROOT / path).is_file()}
-    for path in sorted({*PAGES, *outside}):
-        files.append(File.generated(config, site_path(path), content=source_page(path)))
+    outside = {path for path in targets if not path.startswith("docs/") and (ROOT / path).exists()}
+    folders = {path for path in outside if (ROOT / path).is_dir()}
+    listed = {path for path in folders if not (ROOT / path / "README.md").is_file()}
+    below = {file for folder in listed for file in files_below(folder)}
+    for path in sorted({*PAGES, *outside - folders, *listed, *below}):
+        files.append(File.generated(config, site_path(path), content=source_page(path, config.strict)))
     return files
 
 
