@@ -103,7 +103,7 @@ MKDOCS := HF_HUB_OFFLINE=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 docs-setup: .venv/docs-ready
 
 docs: docs-setup  ## the site in site/: open site/index.html
-	$(MKDOCS) build --quiet --strict
+	$(MKDOCS) build --strict
 
 docs-serve: docs-setup  ## the site on 127.0.0.1:8000, rebuilt when a page changes
 	$(MKDOCS) serve --no-strict --dev-addr 127.0.0.1:8000

@@ -1,8 +1,8 @@
 """Files outside docs/ as pages of the site, so that a relative link leads to the same thing there and on GitHub.
 
 README.md is the home page; CONTRIBUTING.md, CHANGELOG.md, examples/README.md and the notebook are pages. Any other
-file of text that a page links to (a config, an example, a test) becomes a page that shows it; a folder, one that lists its
-files. Only a strict build (`make docs`) runs the notebook; `make docs-serve` shows its cells alone.
+file of text that a page links to (a config, an example, a test) becomes a page that shows it; a folder, one that lists
+its files. Only a strict build (`make docs`) runs the notebook; `make docs-serve` shows its cells alone.
 """
 
 from __future__ import annotations
