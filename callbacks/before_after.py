@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
@@ -12,6 +12,7 @@ from lion_lightning.callbacks.folders import require_writable_root, write_json
 from lion_lightning.callbacks.samples import greedy_answers, log_text, require_answers
 from lion_lightning.modules.checkpointing.averaging import run_last
 from lion_lightning.modules.trainer.batches import evaluation_batches
+from lion_lightning.one_lightning import LionCallback
 from lion_lightning.printing import literal
 
 
@@ -32,7 +33,7 @@ class Snapshot(NamedTuple):
 _NOTHING = Snapshot(0, {}, {})
 
 
-class BeforeAfter(Callback):
+class BeforeAfter(LionCallback):
     """Shows what a fit changed: prints a table and writes ``before_after.json`` under ``default_root_dir``.
 
     Under ``fast_dev_run`` it prints, and writes nothing.
@@ -71,6 +72,7 @@ class BeforeAfter(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         if trainer.global_step == 0:  # another run than the one that this object may have seen

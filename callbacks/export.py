@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
@@ -27,9 +27,10 @@ from lion_lightning.models.weights.dtensor import unwrapped
 from lion_lightning.models.weights.full_state import full_tensors, unflattened
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.checkpointing.averaging import run_last
+from lion_lightning.one_lightning import LionCallback
 
 
-class HuggingFaceExport(Callback):
+class HuggingFaceExport(LionCallback):
     """Writes the trained policy as a Hugging Face folder when the fit is over: see :func:`export_policy`.
 
     The weights are gathered by all ranks, a tensor at a time, and kept and written by global rank 0. They are the run's
@@ -59,6 +60,7 @@ class HuggingFaceExport(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         if builds_early(pl_module):

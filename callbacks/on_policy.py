@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lion_lightning.cache import hash_json
@@ -18,6 +18,7 @@ from lion_lightning.distributed.ranks import Ranks
 from lion_lightning.judges.base import Judge
 from lion_lightning.models.generation.rollout_policy import RolloutPolicy
 from lion_lightning.models.generation.trained import find_policy
+from lion_lightning.one_lightning import LionCallback
 from lion_lightning.rollouts import checks, rounds
 from lion_lightning.rollouts.generate import Chunking, RoundWorker
 from lion_lightning.rollouts.maker import RoundMaker
@@ -42,7 +43,7 @@ _SETTINGS = (
 )
 
 
-class OnPolicySampling(Callback):
+class OnPolicySampling(LionCallback):
     """Samples each epoch's answers from the policy as it is when the epoch begins (stage 3 of LIONs, 2407.06542).
 
     1. Lightning asks the data module for the epoch's loader (``trainer.reload_dataloaders_every_n_epochs: 1``), and
@@ -145,6 +146,7 @@ class OnPolicySampling(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         checks.refuse_tensor_parallelism(trainer)

@@ -16,10 +16,11 @@ from rich.progress import BarColumn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lion_lightning.one_lightning import LionCallback
 from lion_lightning.printing import clock
 
 
-class LionProgressBar(RichProgressBar):
+class LionProgressBar(LionCallback, RichProgressBar):
     """Shows loss, accuracy, margin, speed and learning rate under short names, in numbers that can be read at a glance.
 
     On a terminal it is Lightning's rich bar with other metrics. Anywhere else (a pipe, a file, a CI log) it prints

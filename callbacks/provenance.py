@@ -14,12 +14,13 @@ from typing import Any
 from uuid import uuid4
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lion_lightning.cache import read_json
 from lion_lightning.callbacks.folders import require_writable_root, write_json, writes_files
+from lion_lightning.one_lightning import LionCallback
 from lion_lightning.printing import redacted_arguments, without_secrets
 
 PACKAGES = (
@@ -37,7 +38,7 @@ PACKAGES = (
 """Whose versions are noted, where they are installed."""
 
 
-class Provenance(Callback):
+class Provenance(LionCallback):
     """Writes ``provenance.json`` under ``default_root_dir`` when a fit starts: one entry a start, resumed ones too.
 
     An entry has the time, the command line, the git commit of the working folder (and whether files differ from it),
@@ -53,6 +54,7 @@ class Provenance(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             require_writable_root(trainer)
 

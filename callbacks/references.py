@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
@@ -16,11 +16,12 @@ from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.trainer.batch_kinds import require_packed
 from lion_lightning.modules.trainer.batches import refuse_streams
 from lion_lightning.modules.trainer.reference_passes import precompute_epoch, precompute_evaluation, precompute_training
+from lion_lightning.one_lightning import LionCallback
 from lion_lightning.references.base import Reference, stored_model
 from lion_lightning.references.cached import CachedReference
 
 
-class PrecomputeReference(Callback):
+class PrecomputeReference(LionCallback):
     """Runs the references of a LightningModule of your own, as the modules of this package run theirs.
 
     These are its attributes that are a :class:`~lion_lightning.Reference`, of which ``training_step`` asks
@@ -44,6 +45,7 @@ class PrecomputeReference(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         name = type(pl_module).__name__
         if isinstance(pl_module, AlignmentModule):
             raise MisconfigurationException(

@@ -17,9 +17,10 @@ from lion_lightning.models.generation.greedy import generate_answers
 from lion_lightning.models.generation.trained import builds_early, find_policy, find_tokenizer
 from lion_lightning.models.rewards.spec import RewardModelSpec
 from lion_lightning.modules.checkpointing.averaging import run_first
+from lion_lightning.one_lightning import LionCallback
 
 
-class SampleTable(Callback):
+class SampleTable(LionCallback):
     """Logs the policy's greedy answers to some prompts after each validation, the one before training included.
 
     They go to every logger that takes tables (Weights & Biases, by its ``log_text``) or texts (TensorBoard, as a
@@ -52,6 +53,7 @@ class SampleTable(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         require_answers(self, trainer, pl_module)
         run_first(trainer, self)
         require_writable_root(trainer)

@@ -10,7 +10,7 @@ from functools import reduce
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
@@ -28,6 +28,7 @@ from lion_lightning.errors import first_line
 from lion_lightning.models.packing.model import PackedModel
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.optimization.run_length import run_length
+from lion_lightning.one_lightning import LionCallback
 from lion_lightning.planning.job import job_of
 from lion_lightning.planning.memory import GIB, MemoryEstimate
 from lion_lightning.planning.sharding_layout import placements, with_recompute_of
@@ -41,7 +42,7 @@ FEW_STEPS = 10
 Section = dict[str, Any]
 
 
-class StartupSummary(Callback):
+class StartupSummary(LionCallback):
     """Prints before the first step what is about to happen: policy, reference, data, steps, memory.
 
     Rank 0 prints a line per section and writes the same to ``startup.json`` under ``default_root_dir``, memory in
@@ -63,6 +64,7 @@ class StartupSummary(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             require_writable_root(trainer)
 

@@ -215,6 +215,8 @@ def _other_kind(path: str, wanted: str) -> str:
     module, _, name = path.rpartition(".")
     found = getattr(import_module(module), name, None) if module else None
     bases = [base.__name__ for base in getattr(found, "__mro__", ())]
+    if any(base.__module__.split(".")[0] == "pytorch_lightning" for base in getattr(found, "__mro__", ())):
+        return f"{path} is built on pytorch_lightning, which is another package than lightning.pytorch; use that"
     kind = next((base for base in bases if base in _TAKEN_BY), None)  # the nearest one
     if kind is not None:
         return f"{path} is no {wanted}; as {kind} it is for {_TAKEN_BY[kind]}"

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from tqdm import tqdm
 from typing_extensions import override
@@ -29,11 +29,12 @@ from lion_lightning.models.generation.greedy import evaluating
 from lion_lightning.models.weights.dtensor import full_parameters
 from lion_lightning.models.weights.hash import hash_tensors
 from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.one_lightning import LionCallback
 
 log = logging.getLogger(__name__)
 
 
-class LearningRecord(Callback):
+class LearningRecord(LionCallback):
     """Writes ``learning.arrow`` under ``default_root_dir``: how early each training document is learnt.
 
     Before training and after each epoch, one pass without gradients over all training documents takes the sum of the
@@ -62,6 +63,7 @@ class LearningRecord(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         if trainer.global_step == 0:  # another run than the one that this object may have seen

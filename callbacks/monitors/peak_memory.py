@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from lion_lightning.one_lightning import LionCallback
 from lion_lightning.planning.memory import GIB
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 """Linux's account of this process, and the file that resets its peak."""
 
 
-class PeakMemory(Callback):
+class PeakMemory(LionCallback):
     """Logs the most memory that was in use since the value before: of the rank that used most, in GiB.
 
     - ``perf/peak_memory``: on a CUDA GPU what tensors held; on a CPU the resident set of the process, by the kernel.

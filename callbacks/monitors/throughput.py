@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from lion_lightning.data.packing.padded import as_packed
 from lion_lightning.distributed.replicas import sum_over_replicas
+from lion_lightning.one_lightning import LionCallback
 from lion_lightning.planning.flops import TrainingFlops, forward_flops, training_flops
 from lion_lightning.types import PackedBatch, keep_answers
 
@@ -24,7 +25,7 @@ DENSE_HALF = {"h200": 989.4e12, "h100 nvl": 835.5e12}
 """Dense FLOP/s in bf16 and fp16, by words of a GPU's name, where Lightning's table lacks them or counts sparsity."""
 
 
-class TokenThroughput(Callback):
+class TokenThroughput(LionCallback):
     """Logs how fast training goes: over a sliding window of optimizer steps, summed over ranks, at every step.
 
     - ``perf/tokens_per_second``: tokens that went through the model.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
 from typing_extensions import override
@@ -15,9 +15,10 @@ from lion_lightning.callbacks.optimization.fused_gradients import FusedGradients
 from lion_lightning.distributed.replicas import tensor_parallel_size
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.optimization.gradients import StepGradients
+from lion_lightning.one_lightning import LionCallback
 
 
-class FusedBackward(Callback):
+class FusedBackward(LionCallback):
     """Steps each parameter as soon as the backward pass has its gradient, which is then freed.
 
     So the gradients of all parameters are never in memory at once. This is LOMO (arXiv 2306.09782) where the
@@ -49,6 +50,7 @@ class FusedBackward(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             refuse_partial_gradients(trainer)
             refuse_later_changes(trainer)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -14,11 +14,12 @@ from lion_lightning.data.packing.padded import as_packed
 from lion_lightning.distributed.replicas import Replica, sum_over_replicas
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.modules.optimization.gradients import scale_gradients
+from lion_lightning.one_lightning import LionCallback
 
 Items = Literal["targets", "pairs", "answers", "samples"]
 
 
-class StepMean(Callback):
+class StepMean(LionCallback):
     """Divides the gradients of a step by the items of all of its micro-batches on all ranks.
 
     For a LightningModule of your own whose ``training_step`` returns the **sum** of its loss over a micro-batch's
@@ -40,6 +41,7 @@ class StepMean(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         own = isinstance(pl_module, AlignmentModule)
         if own or not pl_module.automatic_optimization:
             why = "divides its gradients by the items of a step itself" if own else "optimizes manually"

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
@@ -34,6 +34,7 @@ from lion_lightning.distributed.rendezvous import ALONE, rendezvous
 from lion_lightning.distributed.replicas import Replica
 from lion_lightning.distributed.same_settings import check_same_on_all_ranks, flat
 from lion_lightning.models.tokenizer import TokenizerSpec
+from lion_lightning.one_lightning import require_one_lightning, warn_of_other_lightning
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class PackedDataModule(LightningDataModule, ABC):
     ) -> None:
         """Check the arguments; nothing is read before :meth:`prepare_data`."""
         super().__init__()
+        warn_of_other_lightning(self)
         self.require_sources(sources)
         check_sources(sources, validation, validation_share)
         check_at_least(batch_size=(batch_size, 1), seed=(seed, 0), num_workers=(num_workers, 0))
@@ -112,6 +114,16 @@ class PackedDataModule(LightningDataModule, ABC):
         self.workers = ALONE
         self.digests: dict[int, str] = {}
         self._warned: set[str] = set()
+
+    @property  # type: ignore[explicit-override]
+    def trainer(self) -> Trainer | None:
+        """The Trainer that the data is attached to."""
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        require_one_lightning(self, trainer)
+        self._trainer = trainer
 
     @abstractmethod
     def make_encoder(self) -> Encoder:

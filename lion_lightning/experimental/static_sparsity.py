@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -24,9 +24,10 @@ from lion_lightning.distributed.same_settings import check_same_on_all_ranks
 from lion_lightning.models.packing.mixers import named_decoder_layers
 from lion_lightning.models.weights.dtensor import local_index, to_local
 from lion_lightning.modules.base import AlignmentModule
+from lion_lightning.one_lightning import LionCallback
 
 
-class StaticSparsity(Callback):
+class StaticSparsity(LionCallback):
     """Keeps a fixed random share of the weights at zero, after SPDF (arXiv 2303.10464). Nothing gets faster by it here.
 
     Every linear layer within the decoder layers has the same sparsity; embeddings, head, norms and biases are dense.
@@ -59,6 +60,7 @@ class StaticSparsity(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse, before a model is built, what cannot be pruned."""
+        super().setup(trainer, pl_module, stage)
         self._stored = None
         if not isinstance(pl_module, AlignmentModule):
             raise MisconfigurationException(

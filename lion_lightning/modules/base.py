@@ -42,6 +42,7 @@ from lion_lightning.modules.optimization.metrics import StageMetrics
 from lion_lightning.modules.optimization.step import SteppedPolicy
 from lion_lightning.modules.trainer.batch_kinds import require_packed
 from lion_lightning.modules.trainer.sharding import sharding_of
+from lion_lightning.one_lightning import require_one_lightning, warn_of_other_lightning
 from lion_lightning.printing import holds_secret, is_secret
 from lion_lightning.types import LossOutput, PackedBatch
 
@@ -98,6 +99,7 @@ class AlignmentModule(SteppedPolicy, ABC):
         router_aux_loss_coef: float = 0.0,
     ) -> None:
         super().__init__()
+        warn_of_other_lightning(self)
         with warnings.catch_warnings():  # a loss among the hyper-parameters is meant: see _plain
             warnings.filterwarnings("ignore", message=".*is an instance of `nn.Module`")
             warnings.filterwarnings("ignore", message="Attribute .* removed from hparams")
@@ -159,6 +161,7 @@ class AlignmentModule(SteppedPolicy, ABC):
     def setup(self, stage: str) -> None:
         """Refuse ranks that were started with different settings, and bad checkpoints."""
         super().setup(stage)
+        require_one_lightning(self, *self.trainer.callbacks, *self.trainer.loggers, self.trainer.datamodule)  # type: ignore[attr-defined]
         refuse_tuners(self.trainer)
         require_trainer_numbers(self.trainer)
         require_finite_settings(self.model_settings)

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from lion_lightning.models.checkpoints.folders import is_folder, stored_names
 from lion_lightning.modules.trainer.sharding import require_sharded
+from lion_lightning.one_lightning import warn_of_other_lightning
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -44,6 +45,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         process_group_backend: str | None = None,
         timeout: timedelta = default_pg_timeout,
     ) -> None:
+        warn_of_other_lightning(self)
         if tensor_parallel_size < 1:
             raise ValueError(f"FSDP2Strategy.tensor_parallel_size is {tensor_parallel_size}; give at least 1")
         super().__init__(

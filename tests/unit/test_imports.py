@@ -21,7 +21,7 @@ PACKAGE = Path(lion_lightning.__file__).parent
 ROWS = (
     ("types", "errors", "printing", "cache"),
     ("processes",),
-    ("readiness", "ops", "optim", "distributed", "endpoint"),
+    ("readiness", "ops", "optim", "distributed", "endpoint", "one_lightning"),
     ("losses",),
     ("models",),
     ("references", "sampling", "judges"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
@@ -20,6 +20,7 @@ from lion_lightning.callbacks.monitors.health.pairs import DegeneratePairs
 from lion_lightning.callbacks.monitors.health.rounds import EntropyCollapse, LengthDrift, Repetition, Ties
 from lion_lightning.callbacks.monitors.health.steps import LengthBias, LikelihoodDisplacement, LossSpike, NonFinite
 from lion_lightning.callbacks.monitors.health.views import pairs_of, places, sampled_of
+from lion_lightning.one_lightning import LionCallback
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ WORSE = 2.0
 """A symptom is reported again where it is so many times as bad as before."""
 
 
-class HealthMonitor(Callback):
+class HealthMonitor(LionCallback):
     """Says when a run goes wrong: one line a finding, with the step, the number, the rows and what to do.
 
     A finding is logged as a warning by rank 0 and written to ``health.jsonl`` under ``default_root_dir`` (not under
@@ -81,6 +82,7 @@ class HealthMonitor(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         require_writable_root(trainer)

@@ -36,6 +36,13 @@ LEAST_OF_STEPS = {
 
 def made(name: str, factory: Callable[[Any], Any], argument: Any) -> Any:
     """The product of a factory; errors name the key of the config, where torch names only the argument."""
+    if not callable(factory):  # what a config gives a module whose argument has no type
+        argument_name = name.rpartition(".")[2]
+        kind = {"optimizer": "OptimizerCallable"}.get(argument_name, "LRSchedulerCallable")
+        raise ValueError(
+            f"{name} is a {type(factory).__name__} and no function: give the argument its type in your module "
+            f"(`{argument_name}: {kind} | None = None`, from lightning.pytorch.cli), or leave it to **kwargs"
+        )
     if isinstance(factory, partial):
         require_arguments(plain({name: factory.keywords}))
     try:
