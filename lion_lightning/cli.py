@@ -81,6 +81,8 @@ def _run(arguments: list[str]) -> None:
         print(help_text())
     elif name == "--version":
         print(f"lion_lightning {__version__}")
+    elif name.partition("=")[0] in ("--print_shtab", "--print_completion"):  # of programs with the same parser
+        raise ValueError(f"{name}: completion is printed by `lion completion bash`, or zsh, or fish")
     elif name in COMMANDS:
         _main_of(COMMANDS[name][0])(arguments[1:])
     elif name in TRAINING or name.startswith("-"):  # LightningCLI parses the subcommand itself

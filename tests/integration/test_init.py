@@ -70,7 +70,7 @@ def with_lengths(text: str) -> str:
     return str(yaml.safe_dump(config))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # test_pipeline.py runs what `lion init pipeline` writes, with its lines edited
 @pytest.mark.timeout(600)
 def test_the_config_of_a_pipeline_runs(folder: Path) -> None:
     data = [f"{use}.jsonl" for use in ("conversations", "pairs", "prompts")]

@@ -48,7 +48,7 @@ def script(shell: str) -> str:
     for mark, words, pattern in (("@options@", options(), "{}:*:-*"), ("@choices@", choices(), "{}:2:*")):
         lines = [f'            {pattern.format(one)}) words="{" ".join(found)}" ;;' for one, found in words.items()]
         text = text.replace(mark, "\n".join(lines))
-    return _template("zsh") + text if shell == "zsh" else text
+    return _template("zsh").replace("@bash@", text) if shell == "zsh" else text
 
 
 def _template(shell: str) -> str:

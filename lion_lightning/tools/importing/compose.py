@@ -153,6 +153,8 @@ def _trainer(recipe: Recipe) -> Section:
             instance("lightning.pytorch.loggers.CSVLogger", {"save_dir": out}),  # which `lion report` reads
             instance("lightning.pytorch.loggers.WandbLogger", {**saving.wandb, "save_dir": out, "log_model": False}),
         ]
+    if not saving.save:
+        section["enable_checkpointing"] = False
     section["callbacks"] = [
         *_checkpoints(saving, out),
         instance("lion_lightning.callbacks.TokenThroughput"),

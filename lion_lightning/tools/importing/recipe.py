@@ -37,7 +37,12 @@ class Batches:
 
 @dataclass
 class Rates:
-    """Optimizer and schedule, by the names that transformers has for them."""
+    """Optimizer and schedule, by the names that transformers has for them.
+
+    Attributes:
+        minimum: Rate at the end of the run, over the peak.
+        minimum_rate: The same as a rate.
+    """
 
     optimizer: str = "adamw_torch"
     lr: float = 5e-5
@@ -49,14 +54,20 @@ class Rates:
     warmup_share: float | None = None
     warmup_steps: float | None = None
     minimum: float | None = None
-    """Rate at the end of the run, over the peak."""
     minimum_rate: float | None = None
-    """The same as a rate."""
 
 
 @dataclass
 class Losses:
-    """Losses of an objective by the names that TRL has for them, and their settings; None is the loss's own default."""
+    """Losses of an objective by the names that TRL has for them, and their settings.
+
+    Attributes:
+        likelihood: Weight of the chosen answer's log-likelihood per token.
+        bco: Weight of BCO's loss, over that of the others.
+        shared_length: LD-DPO's alpha.
+        reference: Another model than the one that training starts from.
+        reference_mixing: TR-DPO: weight of the policy, and steps between updates.
+    """
 
     names: list[str] = field(default_factory=list)
     weights: list[float] | None = None
@@ -64,11 +75,8 @@ class Losses:
     label_smoothing: float = 0.0
     gamma: float = 0.5
     likelihood: float = 0.0
-    """Weight of the chosen answer's log-likelihood per token."""
     bco: float = 0.0
-    """Weight of BCO's loss, over that of the others."""
     shared_length: float | None = None
-    """LD-DPO's alpha."""
     divergence: str = "reverse_kl"
     divergence_alpha: float = 0.5
     discopop_tau: float = 0.05
@@ -77,9 +85,7 @@ class Losses:
     undesirable: float = 1.0
     center_rewards: float = 0.0
     reference: str | None = None
-    """Another model than the one that training starts from."""
     reference_mixing: tuple[float, int] | None = None
-    """TR-DPO: weight of the policy, and steps between updates."""
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from lion_lightning.tools.importing.dialects.datasets import Dataset
+from lion_lightning.tools.importing.dialects.datasets import Dataset, unknown_roles
 from lion_lightning.tools.importing.hf_trainer import DECIDE, IN_PROCESS
 from lion_lightning.tools.importing.recipe import Objective, Recipe
 from lion_lightning.tools.importing.rules import (
@@ -158,6 +158,18 @@ def _set_mapping(value: Any, dataset: Dataset) -> tuple[Kind, str] | None:
     return "not supported", f"{', '.join(unknown)}: call them role and content, with a `transform` of the source"
 
 
+def _set_roles(value: Any, dataset: Dataset) -> tuple[Kind, str]:
+    """Names of roles."""
+    if not isinstance(value, Mapping):
+        raise ValueError("not a mapping of roles to their names")
+    if unknown := unknown_roles(name for names in value.values() for name in texts(names)):
+        return (
+            "not supported",
+            f"{', '.join(unknown)}: call these roles user and assistant, with a `transform`",
+        )
+    return "no effect", "these names of roles are read by themselves"
+
+
 def _set_key(key: str) -> Do:
     return Do(lambda value, dataset: _set_mapping({key: value}, dataset))
 
@@ -220,7 +232,7 @@ RULES: Mapping[str, Rule] = {
     "message_field_content": _set_key("content"),
     "message_field_training": Do(_set_flag),
     "message_field_training_detail": NotSupported("a message is trained as a whole, or not at all"),
-    "roles": NoEffect("known names of roles are read by themselves: docs/data.md lists them"),
+    "roles": Do(_set_roles),
     "roles_to_train": Do(_set_roles_to_train),
     "train_on_eos": NotSupported("the token that ends a trained turn is trained", ("turn",)),
     "train_on_eot": NotSupported("the token that ends a trained turn is trained", ("turn",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,3 +46,10 @@ class Dataset:
         columns = {name: own for name, own in self.columns.items() if name != own}
         settings = {name: value for name, value in shared.items() if value is not None}
         return [{"path": path, **settings, **({"columns": columns} if columns else {})} for path in paths]
+
+
+def unknown_roles(names: Iterable[object]) -> list[str]:
+    """Names of roles in messages that are not read by themselves."""
+    from lion_lightning.data.formats.column_table import ROLES
+
+    return sorted({str(name) for name in names if name is not None and str(name).lower() not in ROLES})

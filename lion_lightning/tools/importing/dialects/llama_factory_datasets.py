@@ -9,7 +9,7 @@ from typing import Any
 from typing_extensions import override
 
 from lion_lightning.cache import read_object
-from lion_lightning.tools.importing.dialects.datasets import Dataset
+from lion_lightning.tools.importing.dialects.datasets import Dataset, unknown_roles
 from lion_lightning.tools.importing.recipe import Recipe
 from lion_lightning.tools.importing.rules import Outcome, Rule, texts
 
@@ -28,6 +28,8 @@ _COLUMNS = {
     "kto_tag": "label",
 }
 """Known columns, by the names that the file has for them."""
+
+_ROLES = ("user", "assistant", "observation", "function", "system")
 
 
 class NamedDatasets(Rule):
@@ -82,6 +84,9 @@ def _dataset(entry: Mapping[str, Any], recipe: Recipe, folder: Path) -> tuple[Da
     media = sorted({"images", "videos", "audios"} & columns.keys())
     if media:
         reason = f"{dataset.path}: text alone is trained, and its rows have {', '.join(media)}"
+    tags = entry.get("tags") or {}
+    if unknown := unknown_roles(tags.get(f"{role}_tag") for role in _ROLES):
+        reason = f"{dataset.path}: give its messages the roles user and assistant, and not {', '.join(unknown)}"
     dataset.columns = {_COLUMNS[name]: str(own) for name, own in columns.items() if name in _COLUMNS}
     if dataset.columns.get("messages") == "conversations":
         del dataset.columns["messages"]

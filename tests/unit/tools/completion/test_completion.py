@@ -89,6 +89,11 @@ def test_a_hostile_key_is_no_word_of_the_shell(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().out.split() == ["--fine"]
 
 
+def test_the_parser_s_own_option_says_where_completion_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--print_shtab=bash"]) == 2
+    assert "completion is printed by `lion completion bash`" in capsys.readouterr().err
+
+
 def test_keys_are_found_without_torch(tmp_path: Path) -> None:
     program = (
         "import sys; from lion_lightning.cli import main; "

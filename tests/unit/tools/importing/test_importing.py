@@ -169,6 +169,15 @@ def test_what_is_lost_is_named_with_the_reason(tmp_path: Path) -> None:
     assert composed(given, tmp_path)["model"]["init_args"]["lr_scheduler"]["class_path"].endswith(".CosineWithWarmup")
 
 
+def test_names_of_roles_that_are_not_known_are_named(tmp_path: Path) -> None:
+    def roles(**names: list[str]) -> dict[str, Any]:
+        return {**AXOLOTL, "datasets": [{"path": "d.jsonl", "type": "chat_template", "roles": names}]}
+
+    assert outcome("datasets.roles", roles(user=["human"], assistant=["gpt", "model"]), tmp_path)[0] == "no effect"
+    kind, reason = outcome("datasets.roles", roles(user=["Kunde"], assistant=["gpt"]), tmp_path)
+    assert (kind, reason.partition(":")[0]) == ("not supported", "Kunde")
+
+
 def test_code_and_secrets_of_a_config_are_not_carried_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = {**TRL, "trust_remote_code": True, "hub_token": "hf_" + "a1" * 12, "packing": True}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(given))
