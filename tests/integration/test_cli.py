@@ -199,8 +199,8 @@ def test_a_pass_over_no_rows_or_of_no_checkpoint_is_no_success(
 
 @pytest.mark.slow
 def test_a_process_killed_by_the_system_resumes_to_the_same_weights(folder: Path) -> None:
-    options = ["-c", str(SFT), *SMALL, "--trainer.max_epochs=6"]  # 5 batches an epoch
-    assert_a_killed_run_ends_equal(folder, options, steps=30)
+    options = ["-c", str(SFT), *SMALL, "--trainer.max_epochs=6"]  # 6 batches an epoch
+    assert_a_killed_run_ends_equal(folder, options, steps=36)
 
 
 @pytest.mark.slow

@@ -38,13 +38,13 @@ def chosen(**settings: Any) -> list[str]:
 
 def test_a_killed_run_is_recorded_as_one_left_alone(folder: Path) -> None:
     assert_a_killed_run_ends_equal(
-        folder, ["-c", str(SFT), *SMALL, "--trainer.max_epochs=3"], steps=15, callbacks=[RECORD]
+        folder, ["-c", str(SFT), *SMALL, "--trainer.max_epochs=3"], steps=18, callbacks=[RECORD]
     )
     whole, killed = (folder / run / "learning.arrow" for run in ("whole", "killed"))
     assert whole.read_bytes() == killed.read_bytes()
     losses = RecordedLosses.read(whole)
     assert len(losses.places) == 96
-    assert [moment.step for moment in losses.moments] == [0, 5, 10, 15]
+    assert [moment.step for moment in losses.moments] == [0, 6, 12, 18]
 
 
 def test_a_config_chooses_from_what_another_has_recorded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
