@@ -97,10 +97,11 @@ def planted() -> Iterator[Case]:
             yield case._replace(symptom=symptom)
 
 
-LONG: Config = {"trainer": {"max_epochs": 3}}
+LONG: Config = {"trainer": {"max_epochs": 2}}
+FEW: Config = {"trainer": {"max_steps": 2}}
+ONE_ROUND: Config = {"trainer": {"max_epochs": 1}}
 NO_CLIP: Config = {"trainer": {"gradient_clip_val": None}}
-GREEDY = _temperature(0.01)
-FAST = _rate(2e-3)
+FAST, FASTER = _rate(2e-3), _rate(4e-3)
 
 PLANTED: dict[str, list[Case]] = {
     "NaN or infinity": [
@@ -112,14 +113,14 @@ PLANTED: dict[str, list[Case]] = {
         Case("infinite weights", "kto", callbacks=_plant("Noise", step=10, scale=1e38)),
     ],
     "loss spike": [
-        Case("noise on all weights", "sft", callbacks=_plant("Noise", step=60, scale=0.1)),
-        Case("a rate 100 times too high for a step", "sft", callbacks=_plant("Rate", step=60, factor=100.0)),
+        Case("noise on all weights", "sft", callbacks=_plant("Noise", step=25, scale=0.2)),
+        Case("a rate 100 times too high for a step", "sft", callbacks=_plant("Rate", step=25, factor=100.0)),
         Case(
-            "a rate 30 times too high for three steps", "sft", callbacks=_plant("Rate", step=50, factor=30.0, steps=3)
+            "a rate 30 times too high for three steps", "sft", callbacks=_plant("Rate", step=25, factor=30.0, steps=3)
         ),
-        Case("rows of noise", "sft", merged(_rows("broken"), {"data": {"init_args": {"batch_size": 1}}})),
-        Case("noise on all weights", "dpo", callbacks=_plant("Noise", step=25, scale=0.2)),
-        Case("noise on all weights", "kto", callbacks=_plant("Noise", step=30, scale=0.3)),
+        Case("rows of noise", "sft", _rows("broken")),
+        Case("noise on all weights", "dpo", callbacks=_plant("Noise", step=15, scale=0.2)),
+        Case("noise on all weights", "kto", callbacks=_plant("Noise", step=15, scale=0.3)),
     ],
     "likelihood displacement": [
         Case("DPO alone, rate 8e-4", "dpo", merged(_loss("SigmoidLoss", beta=0.1), merged(_rate(8e-4), LONG))),
@@ -142,20 +143,20 @@ PLANTED: dict[str, list[Case]] = {
         Case("chosen answers twice", "kto", _rows("long_chosen")),
     ],
     "degenerate pairs": [
-        Case("identical", "dpo", _rows("identical")),
-        Case("empty", "dpo", _rows("empty")),
-        Case("empty chosen ones", "dpo", _rows("empty_chosen")),
-        Case("cut off", "dpo", _rows("cut_off")),
-        Case("continued", "dpo", _rows("continued")),
-        Case("a letter apart", "dpo", _rows("one_letter")),
+        Case("identical", "dpo", merged(_rows("identical"), FEW)),
+        Case("empty", "dpo", merged(_rows("empty"), FEW)),
+        Case("empty chosen ones", "dpo", merged(_rows("empty_chosen"), FEW)),
+        Case("cut off", "dpo", merged(_rows("cut_off"), FEW)),
+        Case("continued", "dpo", merged(_rows("continued"), FEW)),
+        Case("a letter apart", "dpo", merged(_rows("one_letter"), FEW)),
     ],
     "ties": [
-        Case("equal scores in the data", "dpo", _rows("tied")),
-        Case("a judge that gives zero", "online_dpo", judges={"nothing": 1.0}, own=0.0),
-        Case("a judge that gives zero", "grpo", judges={"nothing": 1.0}, own=0.0),
-        Case("temperature 0.01", "online_dpo", sampling=GREEDY),
-        Case("temperature 0.01", "grpo", sampling=GREEDY),
-        Case("a judge of a rare thing", "online_dpo", judges={"one letter": 1.0}, own=0.0),
+        Case("equal scores in the data", "dpo", merged(_rows("tied"), FEW)),
+        Case("a judge of stutter", "online_dpo", ONE_ROUND, judges={"stutter": 1.0}, own=0.0),
+        Case("a judge of nines", "online_dpo", ONE_ROUND, judges={"nine": 1.0}, own=0.0),
+        Case("a judge of sevens", "grpo", ONE_ROUND, judges={"sevens": 1.0}, own=0.0),
+        Case("a judge of the letter u", "grpo", ONE_ROUND, judges={"u": 1.0}, own=0.0),
+        Case("temperature 0.15", "grpo", ONE_ROUND, sampling=_temperature(0.15)),
     ],
     "length drift": [
         Case("a judge of length", "grpo", FAST, judges={"length": 1.0}, own=0.0),
@@ -174,11 +175,11 @@ PLANTED: dict[str, list[Case]] = {
         Case("a judge of capitals", "grpo", FAST, judges={"capitals": 1.0}, own=0.0),
     ],
     "collapsed entropy": [
-        Case("temperature 0.01", "grpo", sampling=GREEDY),
-        Case("temperature 0.01", "online_dpo", sampling=GREEDY),
-        Case("temperature 0.1", "grpo", sampling=_temperature(0.1)),
+        Case("temperature 0.1", "grpo", ONE_ROUND, sampling=_temperature(0.1)),
+        Case("temperature 0.2", "grpo", ONE_ROUND, sampling=_temperature(0.2)),
+        Case("temperature 0.2", "online_dpo", ONE_ROUND, sampling=_temperature(0.2)),
         Case("a judge of one text", "grpo", FAST, judges={"yes": 1.0}, own=0.0),
-        Case("a judge of one letter", "grpo", FAST, judges={"shortness": 1.0}, own=0.0),
+        Case("a judge of shortness", "grpo", FASTER, judges={"shortness": 1.0}, own=0.0),
         Case("a judge of one text", "online_dpo", FAST, judges={"yes": 1.0}, own=0.0),
     ],
     "reward hacking": [

@@ -108,7 +108,10 @@ LIKED: dict[str, Callable[[str], float]] = {
     "capitals": lambda text: float(sum(letter.isupper() for letter in text)),
     "spaces": lambda text: float(text.count(" ")),
     "vowels": lambda text: sum(letter in "aeiou" for letter in text) / max(len(text), 1),
-    "nothing": lambda text: 0.0,
+    "stutter": lambda text: float(longest_run(text) > 2),
+    "nine": lambda text: float("9" in text),
+    "sevens": lambda text: float(text.count("7") > 1),
+    "u": lambda text: float(text.count("u") > 1),
 }
 """What a judge may score: names of scores, and how each is made of an answer."""
 
@@ -217,7 +220,7 @@ def looping(row: Row) -> Row:
 def broken(row: Row) -> Row:
     """A few answers to imitate are noise."""
     first, last = row["messages"]
-    return {**row, "messages": [first, {**last, "content": "\u00ff\u00fe\u00f9" * 20}]} if _drawn(row, 1) else row
+    return {**row, "messages": [first, {**last, "content": "\u00ff\u00fe\u00f9" * 30}]} if _drawn(row, 1) else row
 
 
 def tied(row: Row) -> Row:

@@ -62,7 +62,7 @@ class Repetition(Detector):
         "Lower the rate, raise beta, check that answers end with the end-of-turn token"
     )
 
-    def __init__(self, share: float = 0.1) -> None:
+    def __init__(self, share: float = 0.05) -> None:
         super().__init__()
         self.share = share
 
@@ -151,7 +151,7 @@ class EntropyCollapse(Detector):
         "the rate or the steps per round, or go back to an earlier checkpoint"
     )
 
-    def __init__(self, share: float = 0.4, same: float = 0.3, entropy: float = 0.3, window: int = 10) -> None:
+    def __init__(self, share: float = 0.2, same: float = 0.2, entropy: float = 0.3, window: int = 10) -> None:
         super().__init__()
         self.share, self.same, self.entropy, self.window = share, same, entropy, window
 
