@@ -32,6 +32,7 @@ class Case(NamedTuple):
         name: What is done to it.
         stage: Name of its config.
         change: What is changed in the config.
+        factor: Of the config's learning rate.
         sampling: What is changed in the arguments of OnPolicySampling.
         judges: Weights of :class:`health_plants.Likes` beside the config's own judge (weight 1), by what it likes.
         own: Weight of the config's own judge beside those.
@@ -42,6 +43,7 @@ class Case(NamedTuple):
     name: str
     stage: str
     change: Mapping[str, Any] = NOTHING
+    factor: float = 1.0
     sampling: Mapping[str, Any] = NOTHING
     judges: Mapping[str, float] = NOTHING
     own: float = 1.0
@@ -75,23 +77,20 @@ def _temperature(value: float) -> Config:
     return {"sampler": {"init_args": {"sampling": {"temperature": value}}}}
 
 
-RATES = {"sft": 2e-3, "dpo": 8e-4, "kto": 8e-4, "online_dpo": 4e-4, "grpo": 2e-4}
-"""Of the shipped configs; replaced by what these say."""
-
+STAGES = ("dpo", "online_dpo", "kto", "grpo", "sft")
 FACTORS = (1.0, 0.5, 1.5)
 
 
-def healthy(rates: dict[str, float]) -> Iterator[Case]:
-    """Ten seeds of each stage, with other data and half, once and one and a half times the config's rate."""
-    for stage, rate in rates.items():
-        for seed in range(10):
-            factor = FACTORS[seed % 3]
-            change = merged(_rate(factor * rate), {"seed_everything": seed})
-            yield Case(f"seed {seed}, rate x{factor:g}", stage, change)
+def healthy() -> Iterator[Case]:
+    """Ten seeds of each stage, with other data and once, half and one and a half times the config's rate."""
+    for seed in range(10):
+        for stage in STAGES:
+            factor = FACTORS[seed % len(FACTORS)]
+            yield Case(f"seed {seed}, rate x{factor:g}", stage, {"seed_everything": seed}, factor=factor)
 
 
 def planted() -> Iterator[Case]:
-    """At least five faults of each symptom."""
+    """Faults that are trained into; those of rounds are planted into recorded ones, too (health_streams.py)."""
     for symptom, cases in PLANTED.items():
         for case in cases:
             yield case._replace(symptom=symptom)
@@ -101,7 +100,7 @@ LONG: Config = {"trainer": {"max_epochs": 2}}
 FEW: Config = {"trainer": {"max_steps": 2}}
 ONE_ROUND: Config = {"trainer": {"max_epochs": 1}}
 NO_CLIP: Config = {"trainer": {"gradient_clip_val": None}}
-FAST, FASTER = _rate(2e-3), _rate(4e-3)
+FAST = _rate(2e-3)
 
 PLANTED: dict[str, list[Case]] = {
     "NaN or infinity": [
@@ -129,9 +128,9 @@ PLANTED: dict[str, list[Case]] = {
         Case("IPO", "dpo", merged(_loss("IPOLoss", beta=0.01), merged(_rate(1e-3), LONG))),
         Case("hinge", "dpo", merged(_loss("HingeLoss", beta=0.05), merged(_rate(1e-3), LONG))),
         Case(
-            "DPO alone, answers a letter apart",
+            "DPO alone, answers a mark apart",
             "dpo",
-            merged(merged(_loss("SigmoidLoss", beta=0.1), FAST), _rows("one_letter")),
+            merged(merged(_loss("SigmoidLoss", beta=0.1), FAST), _rows("another_mark")),
         ),
     ],
     "length bias": [
@@ -148,7 +147,7 @@ PLANTED: dict[str, list[Case]] = {
         Case("empty chosen ones", "dpo", merged(_rows("empty_chosen"), FEW)),
         Case("cut off", "dpo", merged(_rows("cut_off"), FEW)),
         Case("continued", "dpo", merged(_rows("continued"), FEW)),
-        Case("a letter apart", "dpo", merged(_rows("one_letter"), FEW)),
+        Case("a mark apart", "dpo", merged(_rows("another_mark"), FEW)),
     ],
     "ties": [
         Case("equal scores in the data", "dpo", merged(_rows("tied"), FEW)),
@@ -156,40 +155,17 @@ PLANTED: dict[str, list[Case]] = {
         Case("a judge of nines", "online_dpo", ONE_ROUND, judges={"nine": 1.0}, own=0.0),
         Case("a judge of sevens", "grpo", ONE_ROUND, judges={"sevens": 1.0}, own=0.0),
         Case("a judge of the letter u", "grpo", ONE_ROUND, judges={"u": 1.0}, own=0.0),
-        Case("temperature 0.15", "grpo", ONE_ROUND, sampling=_temperature(0.15)),
+        Case("a judge of stutter", "grpo", ONE_ROUND, judges={"stutter": 1.0}, own=0.0),
     ],
-    "length drift": [
-        Case("a judge of length", "grpo", FAST, judges={"length": 1.0}, own=0.0),
-        Case("a judge of shortness", "grpo", FAST, judges={"shortness": 1.0}, own=0.0),
-        Case("a judge of length", "online_dpo", FAST, judges={"length": 1.0}, own=0.0),
-        Case("a judge of shortness", "online_dpo", FAST, judges={"shortness": 1.0}, own=0.0),
-        Case("length beside the score", "grpo", FAST, judges={"length": 1.0}),
-        Case("a judge of spaces", "grpo", FAST, judges={"spaces": 1.0}, own=0.0),
-    ],
-    "repetition": [
-        Case("a judge of repetition", "grpo", FAST, judges={"repetition": 1.0}, own=0.0),
-        Case("a judge of repetition", "online_dpo", FAST, judges={"repetition": 1.0}, own=0.0),
-        Case("a judge of a letter", "grpo", FAST, judges={"a": 1.0}, own=0.0),
-        Case("a judge of digits", "grpo", FAST, judges={"numbers": 1.0}, own=0.0),
-        Case("a judge of spaces", "online_dpo", FAST, judges={"spaces": 1.0}, own=0.0),
-        Case("a judge of capitals", "grpo", FAST, judges={"capitals": 1.0}, own=0.0),
-    ],
+    "length drift": [Case("a judge of length", "grpo", FAST, judges={"length": 1.0}, own=0.0)],
+    "repetition": [Case("a judge of repetition", "grpo", FAST, judges={"repetition": 1.0}, own=0.0)],
     "collapsed entropy": [
         Case("temperature 0.1", "grpo", ONE_ROUND, sampling=_temperature(0.1)),
-        Case("temperature 0.2", "grpo", ONE_ROUND, sampling=_temperature(0.2)),
         Case("temperature 0.2", "online_dpo", ONE_ROUND, sampling=_temperature(0.2)),
-        Case("a judge of one text", "grpo", FAST, judges={"yes": 1.0}, own=0.0),
-        Case("a judge of shortness", "grpo", FASTER, judges={"shortness": 1.0}, own=0.0),
-        Case("a judge of one text", "online_dpo", FAST, judges={"yes": 1.0}, own=0.0),
     ],
     "reward hacking": [
         Case("length counts more", "grpo", FAST, judges={"length": 3.0}),
-        Case("length counts more", "online_dpo", FAST, judges={"length": 3.0}),
         Case("a letter counts more", "grpo", FAST, judges={"a": 3.0}),
-        Case("shortness counts more", "grpo", FAST, judges={"shortness": 3.0}),
-        Case("capitals count more", "grpo", FAST, judges={"capitals": 3.0}),
-        Case("vowels count more", "grpo", FAST, judges={"vowels": 5.0}),
-        Case("one text counts more", "online_dpo", FAST, judges={"yes": 3.0}),
     ],
 }
 """Faults by symptom."""

@@ -99,15 +99,8 @@ def longest_run(text: str) -> int:
 
 LIKED: dict[str, Callable[[str], float]] = {
     "length": lambda text: len(text) / 10,
-    "shortness": lambda text: -len(text) / 10,
     "repetition": lambda text: longest_run(text) / 4,
     "a": lambda text: float(text.count("a")),
-    "one letter": lambda text: float(len(text.strip(" .!")) == 1),
-    "yes": lambda text: -float(sum(one != other for one, other in zip(text.ljust(4)[:4], "tiko", strict=True))),
-    "numbers": lambda text: float(sum(letter.isdigit() for letter in text)),
-    "capitals": lambda text: float(sum(letter.isupper() for letter in text)),
-    "spaces": lambda text: float(text.count(" ")),
-    "vowels": lambda text: sum(letter in "aeiou" for letter in text) / max(len(text), 1),
     "stutter": lambda text: float(longest_run(text) > 2),
     "nine": lambda text: float("9" in text),
     "sevens": lambda text: float(text.count("7") > 1),
@@ -180,10 +173,10 @@ def continued(row: Row) -> Row:
     return _with(row, rejected=f"{_text(row, 'chosen')} Or so.") if _drawn(row, 50) else row
 
 
-def one_letter(row: Row) -> Row:
-    """Most rejected answers are the chosen one with another letter."""
+def another_mark(row: Row) -> Row:
+    """Most rejected answers are the chosen one with another mark at its end."""
     chosen = _text(row, "chosen")
-    return _with(row, rejected=f"{chosen[:-1]}q") if _drawn(row, 80) and len(chosen) > 4 else row
+    return _with(row, rejected=chosen[:-1] + ("." if chosen.endswith("!") else "!")) if _drawn(row, 90) else row
 
 
 def long_chosen(row: Row) -> Row:
@@ -209,12 +202,6 @@ def short_rejected(row: Row) -> Row:
 def polite_rejected(row: Row) -> Row:
     """Rejected answers begin politely."""
     return _with(row, rejected=f"Well, it may be {_text(row, 'rejected')}")
-
-
-def looping(row: Row) -> Row:
-    """Answers to imitate stutter."""
-    first, last = row["messages"]
-    return {**row, "messages": [first, {**last, "content": last["content"][:1] * 12}]}
 
 
 def broken(row: Row) -> Row:

@@ -34,9 +34,12 @@ class SeesLosses(Detector):
 def fit(rank: int, world: int, folder: Path, strategy: str) -> dict[str, list[float]]:
     """Train an epoch, and return what the detector remembers on this rank."""
     torch.manual_seed(0)
-    tokenizer = TokenizerSpec(str(tiny.tokenizer_folder(folder / f"tokenizer-{rank}")))
     spec = PolicySpec(config=tiny.shallow(tie_word_embeddings=True, eos_token_id=2, pad_token_id=2))
-    module = SFTModule(spec, tokenizer=tokenizer, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))
+    module = SFTModule(
+        spec,
+        tokenizer=TokenizerSpec(str(folder / "tokenizer")),
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
+    )
     sees = SeesLosses()
     options: dict[str, Any] = {"accumulate_grad_batches": 2}
     if world > 1:
@@ -50,6 +53,7 @@ def fit(rank: int, world: int, folder: Path, strategy: str) -> dict[str, list[fl
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_one_rank_speaks_of_the_losses_of_all(strategy: str, tmp_path: Path) -> None:
+    tiny.tokenizer_folder(tmp_path / "tokenizer")
     alone = fit(0, 1, tmp_path, "one process")
     first, second = run_ranks(fit, tmp_path, tmp_path, strategy)
     assert len(alone["losses"]) == 3

@@ -20,7 +20,7 @@ class RewardHacking(Detector):
     - the share of right answers has fallen, where a verifier says what is right, or a part of the score, where it has
       several;
     - or ``val/rewards/accuracy`` has fallen, the share of held-out pairs that the policy ranks right;
-    - or the divergence from the reference (``kl`` over ``lengths``, of training) is large.
+    - or the divergence from the reference (``kl``, or ``log_ratio`` of own answers, over ``lengths``) is large.
 
     Args:
         fall: How far a part has fallen, in standard deviations over the prompts of the first round.
@@ -34,14 +34,15 @@ class RewardHacking(Detector):
         "the judge or weigh its parts anew, raise beta, or take the checkpoint of before"
     )
 
-    def __init__(self, fall: float = 0.3, accuracy: float = 0.1, kl: float = 1.0) -> None:
+    def __init__(self, fall: float = 0.5, accuracy: float = 0.1, kl: float = 1.0) -> None:
         super().__init__()
         self.fall, self.accuracy, self.kl = fall, accuracy, kl
 
     @override
     def on_step(self, step: Step) -> Finding | None:
         lengths = step.metrics.get("lengths", step.metrics.get("lengths/chosen", 0.0))
-        divergence = step.metrics.get("kl", math.nan) / lengths if lengths > 0 else math.nan
+        nats = step.metrics.get("kl", step.metrics.get("log_ratio", math.nan))
+        divergence = nats / lengths if lengths > 0 else math.nan
         if math.isfinite(divergence):
             self.remember("kl", divergence, 10)
         return None

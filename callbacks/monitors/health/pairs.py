@@ -10,10 +10,15 @@ from typing_extensions import override
 from lion_lightning.callbacks.monitors.health.detector import MOST_ROWS, Detector, Pairs
 from lion_lightning.callbacks.monitors.health.findings import Finding
 
-EMPTY = {"an answer without a supervised token"}
-IDENTICAL = {"identical answers", "answers identical once truncated"}
-TIED = {"equal scores"}
-"""Causes for which data modules leave pairs out."""
+CLOSE = "one token apart"
+LEFT_OUT = {
+    "identical": ("identical answers", "answers identical once truncated"),
+    "empty": ("an answer without a supervised token",),
+}
+"""Causes for which data modules leave pairs out, by kind."""
+
+TIED = ("equal scores",)
+"""The same of ties."""
 
 LEAST_TOKENS = 5
 """In shorter answers a token may well be all that differs."""
@@ -23,7 +28,8 @@ class DegeneratePairs(Detector):
     """Pairs whose answers are nearly the same: identical, empty, one the beginning of the other, one token apart.
 
     Args:
-        share: Share of all pairs that may be of these kinds together.
+        share: Share of all pairs that may be identical, empty or a beginning, together.
+        close: Share that may be one token apart, which may well be what is to be learned.
     """
 
     symptom = "degenerate pairs"
@@ -33,9 +39,9 @@ class DegeneratePairs(Detector):
         "data.max_length"
     )
 
-    def __init__(self, share: float = 0.2) -> None:
+    def __init__(self, share: float = 0.2, close: float = 0.5) -> None:
         super().__init__()
-        self.share = share
+        self.share, self.close = share, close
 
     @override
     def on_pairs(self, pairs: Pairs) -> Finding | None:
@@ -43,16 +49,18 @@ class DegeneratePairs(Detector):
         weight = (pairs.read - sum(pairs.left_out.values())) / max(
             len(kinds), 1
         )  # pairs that each drawn one stands for
-        counts = Counter({kind: count * weight for kind, count in Counter(filter(None, kinds)).items()})
-        counts["identical"] += sum(pairs.left_out.get(cause, 0) for cause in IDENTICAL)
-        counts["empty"] += sum(pairs.left_out.get(cause, 0) for cause in EMPTY)
-        share = counts.total() / max(pairs.read, 1)
-        if share < self.share:
+        counts = {kind: count * weight / pairs.read for kind, count in Counter(filter(None, kinds)).items()}
+        for kind, causes in LEFT_OUT.items():
+            counts[kind] = counts.get(kind, 0.0) + sum(pairs.left_out.get(cause, 0) for cause in causes) / pairs.read
+        close = counts.get(CLOSE, 0.0)
+        share = sum(counts.values()) - close
+        severity = max(share / self.share, close / self.close)
+        if severity < 1:
             return None
-        parts = ", ".join(f"{count / pairs.read:.0%} {kind}" for kind, count in counts.most_common() if count)
-        seen = f"{share:.0%} of {pairs.read:,} pairs say little (limit {self.share:.0%}): {parts}"
+        parts = ", ".join(f"{part:.0%} {kind}" for kind, part in counts.items() if part)
+        seen = f"of {pairs.read:,} pairs {parts} (limits {self.share:.0%}, and {self.close:.0%} one token apart)"
         rows = [pairs.where(place) for place, kind in enumerate(kinds) if kind][:MOST_ROWS]
-        return self.finding(0, share, self.share, seen, severity=share / self.share, rows=tuple(rows))
+        return self.finding(0, share + close, self.share, seen, severity=severity, rows=tuple(rows))
 
 
 def degenerate(chosen: Sequence[int], rejected: Sequence[int]) -> str | None:
@@ -67,7 +75,7 @@ def degenerate(chosen: Sequence[int], rejected: Sequence[int]) -> str | None:
     if len(beginning) < len(long) and long[: len(beginning)] == beginning and len(short) < len(long):
         return "cut off or continued"
     if len(short) >= LEAST_TOKENS and _is_one_apart(short, long):
-        return "one token apart"
+        return CLOSE
     return None
 
 

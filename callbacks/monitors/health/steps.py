@@ -45,7 +45,7 @@ class NonFinite(Detector):
 
 
 class LossSpike(Detector):
-    """A loss far above those of the steps before.
+    """A loss far above those of the steps before. The loss of a policy gradient (``ratio``) says nothing of this kind.
 
     Args:
         deviations: How far above the median, in standard deviations (estimated from the median deviation, which a few
@@ -69,7 +69,7 @@ class LossSpike(Detector):
     @override
     def on_step(self, step: Step) -> Finding | None:
         loss, before = step.metrics["loss"], [*self.memory.get("losses", [])]
-        if not math.isfinite(loss):
+        if not math.isfinite(loss) or "ratio" in step.metrics:
             return None
         self.remember("losses", loss, self.window)
         if 2 * len(before) < self.window:
@@ -101,7 +101,7 @@ class LikelihoodDisplacement(Detector):
         "pairs whose answers are nearly alike"
     )
 
-    def __init__(self, drop: float = 0.75, window: int = 10) -> None:
+    def __init__(self, drop: float = 1.0, window: int = 10) -> None:
         super().__init__()
         self.drop, self.window = drop, window
 

@@ -46,9 +46,17 @@ def test_a_share_of_degenerate_pairs_is_found_with_those_that_were_left_out() ->
     pairs = Pairs(20, {"identical answers": 2}, drawn, lambda place: f"a.jsonl:{place}")
     (finding,) = filter(None, [DegeneratePairs(share=0.2).on_pairs(pairs)])
     assert finding.value == pytest.approx(0.25)
-    assert finding.seen == "25% of 20 pairs say little (limit 20%): 15% empty, 10% identical"
+    assert finding.severity == pytest.approx(1.25)
+    assert finding.seen == "of 20 pairs 15% empty, 10% identical (limits 20%, and 50% one token apart)"
     assert finding.rows == ("a.jsonl:5",)
     assert DegeneratePairs(share=0.3).on_pairs(pairs) is None
+
+
+def test_answers_one_token_apart_have_a_limit_of_their_own() -> None:
+    close = ([3, 4, 5, 6, END], [3, 4, 9, 6, END])
+    assert DegeneratePairs().on_pairs(Pairs(10, {}, [close] * 4 + [PLAIN] * 6, str)) is None
+    (finding,) = filter(None, [DegeneratePairs().on_pairs(Pairs(10, {}, [close] * 6 + [PLAIN] * 4, str))])
+    assert (finding.value, finding.severity) == (0.6, 1.2)
 
 
 def test_pairs_of_equal_scores_are_ties() -> None:

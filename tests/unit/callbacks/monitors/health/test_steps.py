@@ -93,6 +93,10 @@ def test_what_is_not_finite_is_no_spike_and_does_not_count_as_a_loss() -> None:
     assert not found(LossSpike(), [{"loss": 1.0}] * 9 + [{"loss": math.nan}] * 10 + [{"loss": 9.0}])
 
 
+def test_the_loss_of_a_policy_gradient_has_no_spikes() -> None:
+    assert not found(LossSpike(), [{"loss": 0.01, "ratio": 1.0}] * 20 + [{"loss": 5.0, "ratio": 1.0}])
+
+
 def lengths(chosen: float, rejected: float) -> dict[str, float]:
     return {"loss": 0.5, "lengths/chosen": chosen, "lengths/rejected": rejected}
 
