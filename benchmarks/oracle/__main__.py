@@ -85,7 +85,7 @@ def main() -> int:
     print(f"{len(new)} comparisons in {minutes:.1f} minutes; tolerance {TOLERANCE:g}")
     rows = merged(known, new, [(case.objective, case.other) for case in every])
     if options.results:
-        save(options.results, rows, machine=machine(), minutes=round(minutes, 1))
+        save(options.results, rows, machine=machine())
     if options.page:
         put_lines(options.page, "oracle", table(rows))
     return 0 if all(row.expected for row in rows) else 1

@@ -111,7 +111,7 @@ def _steps(rows: list[Row], settings: Settings) -> Iterator[MicroBatches]:
 
 @torch.no_grad()
 def _adamw(weight: nn.Parameter, gradient: Tensor, m: Tensor, v: Tensor, number: int, settings: Settings) -> None:
-    """Lines 6 to 12 of the algorithm; norms do not decay."""
+    """Lines 7 to 12 of the algorithm; norms do not decay."""
     m.mul_(BETAS[0]).add_((1 - BETAS[0]) * gradient)
     v.mul_(BETAS[1]).add_((1 - BETAS[1]) * gradient.square())
     unbiased = m / (1 - BETAS[0] ** number), v / (1 - BETAS[1] ** number)

@@ -98,15 +98,11 @@ MICRO_BATCH = Difference(
 )
 
 POWER = Difference(
-    "e to the log-ratio, up to 10 here, multiplies what fp32 rounds off sums of 200 nats: see TRL against itself",
+    "a power of e multiplies what fp32 rounds off: two runs of TRL are as far apart (next line), lower rates agree",
     "trl.trainer.dpo_trainer",
     "chosen_scores = 1 - torch.exp(-chosen_logratios)",
 )
-RATIO = Difference(
-    "TRL's ratio of whole answers is that of two rounded sums of 200 nats; ours adds up the tokens' differences",
-    "trl.trainer.rloo_trainer",
-    "log_ratio = logps - old_logps",
-)
+MODULATION = Difference(POWER.why, "trl.trainer.dpo_trainer", "exp_component = torch.exp(-logits)")
 
 
 class BCOWithoutShift(BCOPairLoss):
@@ -131,18 +127,3 @@ def likelihood_of_answers(trainer: Any) -> Any:
             return chosen, *others, -chosen.mean()  # chosen: log-probs a token
 
     return OfAnswers
-
-
-def sums_in_fp64(trainer: Any) -> Any:
-    """RLOOTrainer whose log-probs of tokens are added up in fp64.
-
-    Args:
-        trainer: The class.
-    """
-
-    class InDoubles(trainer):  # type: ignore[misc]
-        def _get_per_token_logps_and_entropies(self, *arguments: Any, **options: Any) -> Any:
-            logps, *others = super()._get_per_token_logps_and_entropies(*arguments, **options)
-            return logps.double(), *others
-
-    return InDoubles

@@ -13,12 +13,14 @@ from benchmarks.oracle.comparison import Settings
 from benchmarks.oracle.differences import (
     BY_TOKEN,
     CPO_BY_TOKEN,
+    MODULATION,
     POWER,
     PROMPT,
     SHIFT,
     SHORT,
     SMOOTHING,
     BCOWithoutShift,
+    Difference,
     likelihood_of_answers,
 )
 from lion_lightning import losses as l
@@ -29,7 +31,7 @@ ONE_AT_A_TIME = Settings(micro_batch=1, accumulate=4)
 def of_pairs() -> Iterator[Case]:
     """All of them."""
     yield from _same()
-    yield from _divergences()
+    yield from _powers()
     yield from _more_pairs()
 
 
@@ -51,7 +53,6 @@ def _same() -> Iterator[Case]:
         ("AOT, unpaired", l.AOTUnpairedLoss(0.1), {"loss_type": "aot_unpaired"}),
         ("APO-zero", l.APOZeroLoss(0.1), {"loss_type": "apo_zero"}),
         ("APO-down", l.APODownLoss(0.1), {"loss_type": "apo_down"}),
-        ("DiscoPOP", l.DiscoPOPLoss(0.05), {"loss_type": "discopop", "beta": 0.05}),
         (
             "a sum of DPO, IPO and NCA",
             l.WeightedSum([l.SigmoidLoss(0.1), l.IPOLoss(0.1), l.NCALoss(0.1)], [0.5, 0.2, 1.5]),
@@ -79,27 +80,34 @@ def _dpo_otherwise(run: Run) -> Iterator[Case]:
     yield Case(short, "TRL DPOTrainer", run, theirs, replace(plain, left_out=1), SHORT, (whole,))
 
 
-SLOW = Settings(learning_rate=5e-5)
-"""For losses with a power of e, which multiplies what fp32 has rounded."""
+SLOW = Settings(learning_rate=1e-5)
+"""For losses with a power of e, which multiplies what fp32 has rounded; ten times TRL's default."""
 
 
-def _divergences() -> Iterator[Case]:
-    """f-DPO; one also at a rate at which its losses reach the thousands, and TRL against itself beside it."""
-    kinds: tuple[tuple[str, l.Divergence, dict[str, Any]], ...] = (
-        ("forward KL", l.ForwardKL(), {"f_divergence_type": "forward_kl"}),
-        ("Jensen-Shannon", l.JensenShannon(), {"f_divergence_type": "js_divergence"}),
-        ("alpha", l.AlphaDivergence(0.7), {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3}),
+def _powers() -> Iterator[Case]:
+    """Losses with a power of e; two also at the others' rate, and TRL against itself beside them."""
+    kinds: tuple[tuple[str, l.PreferenceLoss, dict[str, Any], Difference | None], ...] = (
+        ("DPO, forward KL", _dpo(l.ForwardKL()), {"f_divergence_type": "forward_kl"}, POWER),
+        ("DPO, Jensen-Shannon", _dpo(l.JensenShannon()), {"f_divergence_type": "js_divergence"}, None),
+        (
+            "DPO, alpha divergence",
+            _dpo(l.AlphaDivergence(0.7)),
+            {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.3},
+            None,
+        ),
+        ("DiscoPOP", l.DiscoPOPLoss(0.05), {"loss_type": "discopop", "beta": 0.05}, MODULATION),
     )
-    sides = {}
-    for name, divergence, own in kinds:
-        loss = l.SigmoidLoss(0.1, divergence=divergence)
-        sides[name] = f"TRL DPOTrainer, {named(own)}", partial(ours.pairs, loss=loss), trl("DPOTrainer", **own)
-        yield Case(f"DPO, {name}, a sixth of the rate", *sides[name], SLOW)
-    other, run, theirs = sides["forward KL"]
-    exact = trl("DPOTrainer", attention="sdpa", f_divergence_type="forward_kl")
-    itself = Case("TRL with `sdpa`", f"{other}, `eager`", exact, theirs, difference=POWER)
-    slow = Case("a sixth of the rate", other, run, theirs, SLOW)
-    yield Case("DPO, forward KL", other, run, theirs, difference=POWER, shown_by=(itself, slow))
+    for objective, loss, own, difference in kinds:
+        run, theirs, other = partial(ours.pairs, loss=loss), trl("DPOTrainer", **own), f"TRL DPOTrainer, {named(own)}"
+        yield Case(f"{objective}, rate 1e-5", other, run, theirs, SLOW)
+        if difference is not None:
+            exact = trl("DPOTrainer", attention="sdpa", **own)
+            itself = Case(f"TRL's `sdpa` in place of ours: {objective}", other, exact, theirs, difference=difference)
+            yield Case(objective, other, run, theirs, difference=difference, shown_by=(itself,))
+
+
+def _dpo(divergence: l.Divergence) -> l.SigmoidLoss:
+    return l.SigmoidLoss(0.1, divergence=divergence)
 
 
 def _more_pairs() -> Iterator[Case]:
