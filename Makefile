@@ -79,7 +79,7 @@ endif
 
 ORACLE := --page docs/oracle.md --results benchmarks/results/oracle.json
 
-oracle: .venv-oracle/ready  ## each objective beside TRL's trainers and loops by hand, step by step: ten minutes
+oracle: .venv-oracle/ready  ## each objective beside TRL's trainers and loops by hand, step by step: five minutes
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-oracle/bin/python -m benchmarks.oracle $(ORACLE)
 
 lint: $(READY)  ## ruff's rules and its formatting

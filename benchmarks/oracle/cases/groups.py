@@ -46,7 +46,9 @@ def of_groups() -> Iterator[Case]:
     yield from _by_tokens()
     for beta in (0.0, 0.05):
         run, theirs = partial(ours.groups, loss=l.RLOOLoss(beta=beta)), trl("RLOOTrainer", beta=beta)
-        yield Case(f"RLOO, beta {beta:g}", "TRL RLOOTrainer", run, theirs, replace(FOUR_STEPS, learning_rate=2e-5))
+        yield Case(
+            f"RLOO, beta {beta:g}, rate 2e-5", "TRL RLOOTrainer", run, theirs, replace(FOUR_STEPS, learning_rate=2e-5)
+        )
 
 
 def _by_tokens() -> Iterator[Case]:

@@ -20,7 +20,7 @@ def of_documents() -> Iterator[Case]:
     theirs = trl("SFTTrainer")
     yield Case("SFT", "by hand", run, hand("conversations", lambda: by_hand.sft))
     yield Case("SFT", "TRL SFTTrainer, `nll`", run, theirs)
-    yield Case("SFT, SGD", "TRL SFTTrainer", run, theirs, replace(whole, optimizer="sgd", learning_rate=1e-2))
+    yield Case("SFT, SGD at 1e-2", "TRL SFTTrainer", run, theirs, replace(whole, optimizer="sgd", learning_rate=1e-2))
     yield Case("SFT, no clipping", "TRL SFTTrainer", run, theirs, replace(whole, clip=0.0))
     yield Case("SFT, their attention `sdpa`", "TRL SFTTrainer", run, theirs, replace(whole, attention="sdpa"))
     yield Case("SFT, one row missing in the last step", "TRL SFTTrainer", run, theirs, replace(whole, left_out=1))
