@@ -85,9 +85,11 @@ def builds_early(module: LightningModule) -> bool:
 
 def _models(module: nn.Module) -> Iterator[nn.Module]:
     """Language models in a module, without those inside of others; of PEFT, the model with its adapters."""
-    inner = _inner(module)
+    inner: Any = _inner(module)
     is_peft = hasattr(inner, "get_base_model") and hasattr(inner, "disable_adapter")
-    if isinstance(inner, PackedModel | PreTrainedModel) or is_peft:
+    base = inner.get_base_model() if is_peft else inner
+    generates = isinstance(base, PreTrainedModel) and base.can_generate()
+    if isinstance(inner, PackedModel) or generates:
         yield module
         return
     for child in module.children():

@@ -10,11 +10,14 @@ import pytest
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from lion_lightning import PolicyModel
 from lion_lightning.models.generation.trained import find_policy, find_tokenizer
 from lion_lightning.models.tokenizer import TokenizerSpec
 from tests import tiny
+
+REWARDS: Any = AutoModelForSequenceClassification
 
 
 class Holder(nn.Module):
@@ -50,6 +53,10 @@ def test_a_model_of_transformers_or_peft_gets_a_policy_around_it() -> None:
     ("module", "message"),
     [
         (Holder(head=nn.Linear(2, 2)), "Holder holds no language model that trains; give it an attribute"),
+        (
+            Holder(net=REWARDS.from_config(AutoConfig.for_model(**tiny.shallow()))),
+            "holds no language model that trains",
+        ),
         (Holder(one=tiny.policy(), other=tiny.policy()), "Holder holds 2 language models that train; give it"),
         (SimpleNamespace(policy_model=nn.Linear(2, 2)), "SimpleNamespace.policy_model is a Linear; make it a"),
     ],
