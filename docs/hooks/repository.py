@@ -20,11 +20,12 @@ from notebooks import as_markdown, executed
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md", "examples/first_hour.ipynb")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
+WITH_LINKS = (".md", ".ipynb")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml", ".sh": "bash"}
 
 
 def site_path(path: str) -> str:
-    """Where a file of the repository lies below docs/, as the site sees it: ``docs/data.md`` is ``data.md``."""
+    """Where a file or folder of the repository lies on the site: ``docs/data.md`` is ``data.md``."""
     if (ROOT / path).is_dir():
         path = f"{path}/README.md"
     if path == "README.md":
@@ -34,9 +35,20 @@ def site_path(path: str) -> str:
     return path if path.endswith(".md") else f"{path}.md"
 
 
+def repository_path(here: str) -> str:
+    """The file that a page of the site is made of; for a page made of code, the path of none."""
+    if here == "index.md":
+        return "README.md"
+    if (ROOT / "docs" / here).is_file():
+        return f"docs/{here}"
+    return here if (ROOT / here).is_file() else here.removesuffix(".md")
+
+
 def linked(path: str, link: str) -> str:
-    """The file of the repository that a link on one of its pages leads to."""
-    return os.path.normpath(os.path.join(os.path.dirname(path), link))
+    """The file or folder of the repository that a link on one of its pages leads to; of a folder, its README."""
+    target = os.path.normpath(os.path.join(os.path.dirname(path), link))
+    readme = f"{target}/README.md"
+    return readme if (ROOT / readme).is_file() else target
 
 
 def files_below(folder: str) -> list[str]:
@@ -60,15 +72,26 @@ def source_page(path: str, strict: bool) -> str:
     return f"# {path}\n\n{fence}{LANGUAGES.get(Path(path).suffix, 'text')}\n{text}{fence}\n"
 
 
+def reached(pages: list[str]) -> set[str]:
+    """Files and folders outside docs/ that pages lead to, and those that these lead to in turn."""
+    found: set[str] = set()
+    while pages:
+        path = pages.pop()
+        targets: list[str] = []
+        if (ROOT / path).is_dir():
+            targets = files_below(path)
+        elif path.endswith(WITH_LINKS):
+            targets = [linked(path, link) for link in LINK.findall((ROOT / path).read_text("utf-8"))]
+        new = {target for target in targets if not target.startswith("docs/") and (ROOT / target).exists()} - found
+        found |= new
+        pages += new
+    return found
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of this repository that are not in docs/, and those that any page links to."""
     pages = [*PAGES, *(f"docs/{file.src_uri}" for file in files.documentation_pages())]
-    targets = {linked(page, link) for page in pages for link in LINK.findall((ROOT / page).read_text("utf-8"))}
-    outside = {path for path in targets if not path.startswith("docs/") and (ROOT / path).exists()}
-    folders = {path for path in outside if (ROOT / path).is_dir()}
-    listed = {path for path in folders if not (ROOT / path / "README.md").is_file()}
-    below = {file for folder in listed for file in files_below(folder)}
-    for path in sorted({*PAGES, *outside - folders, *listed, *below}):
+    for path in sorted({*PAGES, *reached(pages)}):
         files.append(File.generated(config, site_path(path), content=source_page(path, config.strict)))
     return files
 
@@ -80,17 +103,14 @@ def with_links(markdown: str, here: str) -> str:
         markdown: The page.
         here: Its path on the site.
     """
-    home = {site_path(path): path for path in PAGES}.get(here, f"docs/{here}")
+    path = repository_path(here)
 
     def on_site(match: re.Match[str]) -> str:
-        return os.path.relpath(site_path(linked(home, match[1])), os.path.dirname(here) or ".")
+        return os.path.relpath(site_path(linked(path, match[1])), os.path.dirname(here) or ".")
 
-    return LINK.sub(on_site, markdown)
+    return LINK.sub(on_site, markdown) if path.endswith(WITH_LINKS) else markdown
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn links between files of the repository into links between pages of the site."""
-    here = page.file.src_uri
-    if page.file.generated_by and here not in map(site_path, PAGES):
-        return markdown  # of the code: it has no such links
-    return re.sub(r"^```yaml-\w+", "```yaml", with_links(markdown, here), flags=re.M)
+    return re.sub(r"^```yaml-\w+", "```yaml", with_links(markdown, page.file.src_uri), flags=re.M)

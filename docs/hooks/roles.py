@@ -54,5 +54,6 @@ def find(thing: griffe.Object, name: str) -> griffe.Object | None:
 def is_shown(target: griffe.Object) -> bool:
     """Public names with a docstring have a place in the API reference; modules have one as a heading."""
     private = any(part.startswith("_") for part in target.canonical_path.split("."))
+    headless = target.is_module and (target.is_init_module or not (target.classes or target.functions))
     commands = target.canonical_path.startswith(("lion_lightning.tools", "lion_lightning.cli"))
-    return bool(target.docstring) and not private and not commands
+    return bool(target.docstring) and not (private or headless or commands)

@@ -23,7 +23,8 @@ class PolicyModel(PackedModel):
 
     Args:
         model: A causal LM, or a PEFT model around one.
-        **kwargs: Further arguments of :class:`PackedModel`.
+        packed: As :class:`PackedModel` takes it.
+        probe: As :class:`PackedModel` takes it.
 
     Raises:
         ValueError: The model's logits are not those of its head, under any post-processing known here.

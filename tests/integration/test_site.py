@@ -55,10 +55,19 @@ def test_files_of_the_repository_have_a_place_on_the_site(path: str, page: str) 
         ("examples/README.md", "npo.py", "npo.py.md"),
         ("examples/README.md", "../docs/systems/spdf.md", "../systems/spdf.md"),
         ("systems/spdf.md", "../../examples/npo.py", "../examples/npo.py.md"),
+        ("examples/nonfree/NOTICE.md", "dynamic_blocking/sampler.py", "dynamic_blocking/sampler.py.md"),
+        ("examples/first_hour.ipynb.md", "../docs/data.md", "../data.md"),
+        ("api/index.md", "types/index.md", "types/index.md"),
     ],
 )
 def test_links_that_work_on_github_work_on_the_site(page: str, on_github: str, on_the_site: str) -> None:
     assert hook("repository").with_links(f"a [link]({on_github}).", page) == f"a [link]({on_the_site})."
+
+
+def test_pages_that_pages_lead_to_are_followed() -> None:
+    reached = hook("repository").reached(["examples/README.md"])
+    assert {"examples/nonfree/NOTICE.md", "examples/plugging_in/sft/start.py", "examples/npo.py"} <= reached
+    assert not [path for path in reached if path.startswith("docs/")]
 
 
 def test_every_page_has_its_place_in_the_navigation() -> None:

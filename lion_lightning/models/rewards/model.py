@@ -28,7 +28,8 @@ class RewardModel(PackedModel):
 
     Args:
         model: A sequence classifier with ``num_labels=1``, or a PEFT model around one.
-        **kwargs: Further arguments of :class:`PackedModel`.
+        packed: As :class:`PackedModel` takes it.
+        probe: As :class:`PackedModel` takes it.
 
     Raises:
         ValueError: The model's score is not its head on the hidden state of the last token.
