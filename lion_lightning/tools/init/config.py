@@ -93,7 +93,7 @@ def _pipeline(file: str, values: Mapping[str, str], looks: Mapping[str, Look]) -
             own |= {"policy": "{recompute: none}  # starts from what the stage before exported", "tokenizer": ""}
         stages.append(f"  {stage}:\n" + _indented(_filled(stage, own), 4))
     head = _head("A model and data of your own through the three stages", f"lion run {file}", "after a stop the same")
-    return f"{head}out: runs/own\n\nstages:\n" + "\n".join(stages)
+    return f"{head}out: runs/own\n\nstages:\n" + "\n".join([*stages, _template("evaluate")])
 
 
 def _head(title: str, command: str, then: str) -> str:

@@ -105,7 +105,7 @@ def _last_line(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - TAIL))
         lines = re.split(r"[\r\n]+", file.read().decode("utf-8", "replace").strip())
-    last = printable(lines[-1].removeprefix("lion: error: "))
+    last = printable(re.sub(r"\|[ \u2588-\u258f]*\|", "|", lines[-1].removeprefix("lion: error: ")))  # no bar of tqdm
     return last if len(last) <= 2 * LONGEST else f"{last[: 2 * LONGEST]}…"
 
 
@@ -173,10 +173,11 @@ def data_of(stage: Stage) -> str:
         return f"{data.get('sources')} streamed source(s)"
     if stage.rounds:
         kept = [made.get("report", {}).get("kept", {}) for made in stage.rounds]
+        rounds = f"{len(kept)} round{'s' * (len(kept) != 1)} of own answers"
         for noun in ("pairs", "answers"):
             if any(noun in one for one in kept):
-                return f"{sum(one.get(noun, 0) for one in kept):,} {noun} of {len(kept)} rounds of own answers"
-        return f"{len(kept)} rounds of own answers"
+                return f"{sum(one.get(noun, 0) for one in kept):,} {noun} of {rounds}"
+        return rounds
     if "units" in data:
         return str(data["units"])
     return f"{data['samples']:,} examples" if "samples" in data else ""

@@ -83,7 +83,8 @@ def _rounds_rise(stages: Sequence[Stage]) -> Advice | None:
 
 def _few_signals(stages: Sequence[Stage]) -> Advice | None:
     shares = [stage.of_rounds("prompts_with_signal")[-1] for stage in stages if stage.of_rounds("prompts_with_signal")]
-    if not shares or fmean(shares) >= FEW_SIGNALS:
+    told = any(finding.symptom == "ties" for stage in stages for finding in stage.findings or [])
+    if told or not shares or fmean(shares) >= FEW_SIGNALS:
         return None
     what = "Sample more answers a prompt, at a higher temperature, or score them more finely."
     return Advice(

@@ -218,7 +218,7 @@ def stopped(chains: Sequence[ChainLogs], launch: Launch) -> Html:
             progress = progress_of(stage)
             if not progress.done:
                 of = f" of {progress.planned:,}" if progress.planned else ""
-                lines.append(f"{seed}{stage_title(stage.name)}: {progress.steps:,}{of} optimizer steps")
+                lines.append(f"{seed}{stage_title(stage.name)}: at step {progress.steps:,}{of}")
         begun = [stage.name for stage in chain.stages]
         lines += [f"{seed}{stage_title(name)}: has not begun" for name in launch.stages if name not in begun]
     if not lines:

@@ -155,7 +155,7 @@ def test_a_stopped_run_says_so_above_all(run: Path) -> None:
     write(run / "run.json", {"command": ["lion", "run", "x.yaml"], "stages": ["sft", "dpo", "online_dpo"]})
     text = shown(run)
     assert text.index("This run is not finished.") < text.index("Did it get better?")
-    assert "DPO: 30 of 90 optimizer steps" in text
+    assert "DPO: at step 30 of 90" in text
     assert "online DPO: has not begun" in text
     assert "<code>lion run x.yaml</code>" in text
 

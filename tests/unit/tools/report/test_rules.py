@@ -111,6 +111,13 @@ def test_a_stopped_run_says_where_and_how_it_goes_on(tmp_path: Path) -> None:
     assert first.why.endswith("Its log ends with: disk full")
 
 
+def test_a_bar_at_the_end_of_a_log_is_told_without_the_bar(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text(
+        "sample:  10%|\u2588         | 1/10\rsample:  51%|\u2588\u2588\u258f   | 5/10 [00:40<00:38]"
+    )
+    assert progress_of(read_stage(tmp_path)).last_line == "sample:  51%| 5/10 [00:40<00:38]"
+
+
 def test_a_run_whose_stages_have_not_all_begun_is_not_finished(tmp_path: Path) -> None:
     finish(tmp_path / "sft")
     first, *_ = advice_of(chain(tmp_path, "sft"), None, RUN)
