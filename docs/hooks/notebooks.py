@@ -30,7 +30,7 @@ def executed(path: Path) -> NotebookNode:
     with tempfile.TemporaryDirectory() as folder:
         kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{folder}/kernel")
         client = NotebookClient(notebook, km=kernel, resources={"metadata": {"path": folder}})
-        return client.execute(env={**os.environ, "IPYTHONDIR": f"{folder}/ipython"})
+        return client.execute(env={**os.environ, "IPYTHONDIR": f"{folder}/ipython", "JUPYTER_COLUMNS": "80"})
 
 
 def printed(cell: NotebookNode) -> str:
