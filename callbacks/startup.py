@@ -60,7 +60,7 @@ class StartupSummary(LionCallback):
     """
 
     filename = "startup.json"
-    _estimate: int | None = None
+    _summary: dict[str, Section]
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -75,7 +75,7 @@ class StartupSummary(LionCallback):
         # Not earlier: asked for the steps, the trainer would set the loader up before a checkpoint's state reached it.
         summary = summarize(trainer, pl_module)
         write_json(trainer, self.filename, summary)
-        self._estimate = summary["memory"].get("total")
+        self._summary = summary
         with suppress(OSError):  # a system that does not tell
             reset_peaks(trainer.strategy.root_device)
         rank_zero_info("\n".join(lines(summary)))
@@ -90,8 +90,10 @@ class StartupSummary(LionCallback):
         device = trainer.strategy.root_device
         with suppress(OSError):
             measured = peaks(device)["peak_memory"]
+            memory = self._summary["memory"]
+            write_json(trainer, self.filename, {**self._summary, "measured": {"memory": measured}})
             whose = "tensors" if device.type == "cuda" else "the process, with all libraries"
-            beside = f"; {_bytes(self._estimate)} were estimated for tensors" if self._estimate else ""
+            beside = f"; {_bytes(memory['total'])} were estimated for tensors" if memory else ""
             rank_zero_info(f"{'memory':<10} measured, {_bytes(measured)} at the peak ({whose}){beside}")
 
 

@@ -120,8 +120,9 @@ def cost_of(stage: Stage) -> Cost:
         rows = steps * run["step_tokens"] // data["row_tokens"]
         tokens = round(steps * run["step_tokens"] * share)
     speed, peaks = stage.values("perf/tokens_per_second"), stage.values("perf/peak_memory")
-    memory = max(peaks) * GIB if peaks else stage.startup.get("memory", {}).get("total")
-    return Cost(_seconds(stage), steps, rows, tokens, median(speed) if speed else None, memory, bool(peaks))
+    measured = max(peaks) * GIB if peaks else stage.startup.get("measured", {}).get("memory")
+    memory = stage.startup.get("memory", {}).get("total") if measured is None else measured
+    return Cost(_seconds(stage), steps, rows, tokens, median(speed) if speed else None, memory, measured is not None)
 
 
 def _seconds(stage: Stage) -> float | None:

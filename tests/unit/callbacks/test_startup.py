@@ -55,7 +55,7 @@ def test_the_measured_peak_is_told_beside_the_estimate(bench: Bench, caplog: pyt
     class Estimated(StartupSummary):
         def on_train_start(self, *arguments: Any) -> None:
             super().on_train_start(*arguments)
-            self._estimate = 3 * 2**30
+            self._summary["memory"] = {"total": 3 * 2**30}
 
     with caplog.at_level("INFO"):
         bench.fit(bench.trainer(Estimated(), max_steps=1))
@@ -65,6 +65,7 @@ def test_the_measured_peak_is_told_beside_the_estimate(bench: Bench, caplog: pyt
         "for tensors",
         line,
     )
+    assert written(bench)["measured"]["memory"] > 2**26  # of Python and torch alone
 
 
 class Unread:

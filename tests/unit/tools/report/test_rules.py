@@ -208,6 +208,9 @@ def test_costs_are_counted_from_the_logs(tmp_path: Path) -> None:
     # 20 steps of 400 tokens in rows of 200: 40 rows, 8000 tokens if full, 85% of that
     assert (cost.seconds, cost.steps, cost.rows, cost.tokens, cost.tokens_per_second) == (12.5, 20, 40, 6800, 200)
     assert (cost.memory, cost.measured) == (100 * MIB, False)
+    write(tmp_path / "startup.json", {**STARTUP, "measured": {"memory": 300 * MIB}})
+    cost = cost_of(read_stage(tmp_path))
+    assert (cost.memory, cost.measured) == (300 * MIB, True)
     curve(tmp_path, 1, perf__peak_memory=[0.25, 0.5, 0.125])
     cost = cost_of(read_stage(tmp_path))
     assert (cost.memory, cost.measured) == (0.5 * GIB, True)
