@@ -80,23 +80,23 @@ def _adapters(recipe: Recipe) -> Section:
 
 
 def _optimizer(recipe: Recipe) -> Section:
-    rates = recipe.rates
-    path = OPTIMIZERS[rates.optimizer]
-    arguments: Section = {"lr": rates.lr, "weight_decay": rates.weight_decay}
+    settings = recipe.optimization
+    path = OPTIMIZERS[settings.optimizer]
+    arguments: Section = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     if "Adam" in path:
-        arguments |= {"betas": list(rates.betas), "eps": rates.eps}
+        arguments |= {"betas": list(settings.betas), "eps": settings.eps}
     return instance(path, arguments)
 
 
 def _schedule(recipe: Recipe) -> Section:
-    rates = recipe.rates
-    warmup = rates.warmup_steps or rates.warmup_share or 0.0
+    settings = recipe.optimization
+    warmup = settings.warmup_steps or settings.warmup_share or 0.0
     warmup = int(warmup) if warmup >= 1 else warmup
-    arguments: Section = {"warmup": 0.0 if rates.schedule == "constant" else warmup}
-    minimum = rates.minimum if rates.minimum_rate is None else rates.minimum_rate / (rates.lr or 1.0)
-    if minimum and SCHEDULES[rates.schedule] == "CosineWithWarmup":
+    arguments: Section = {"warmup": 0.0 if settings.schedule == "constant" else warmup}
+    minimum = settings.minimum if settings.minimum_rate is None else settings.minimum_rate / (settings.lr or 1.0)
+    if minimum and SCHEDULES[settings.schedule] == "CosineWithWarmup":
         arguments["minimum"] = minimum
-    return instance(f"lion_lightning.modules.{SCHEDULES[rates.schedule]}", arguments)
+    return instance(f"lion_lightning.modules.{SCHEDULES[settings.schedule]}", arguments)
 
 
 # --- data
@@ -133,26 +133,12 @@ def _with_system(source: Section, system: str | None) -> Section:
 
 
 def _trainer(recipe: Recipe) -> Section:
-    batches, saving = recipe.batches, recipe.saving
-    out = recipe.out or "runs/imported"
-    section: Section = {"default_root_dir": out, "precision": _precision(recipe)}
-    if recipe.shards:
-        options = {"cpu_offload": True} if recipe.cpu_offload else None
-        section |= {"accelerator": "gpu", "strategy": instance("lion_lightning.strategies.FSDP2Strategy", options)}
-    if batches.devices:
-        section["devices"] = batches.devices
-    section |= _length(recipe)
-    section["accumulate_grad_batches"] = batches.accumulation
-    if recipe.rates.clip:
-        section["gradient_clip_val"] = recipe.rates.clip
-    if saving.log_every:
-        section["log_every_n_steps"] = saving.log_every
-    section |= _evaluation(recipe)
-    if saving.wandb is not None:
-        section["logger"] = [
-            instance("lightning.pytorch.loggers.CSVLogger", {"save_dir": out}),  # which `lion report` reads
-            instance("lightning.pytorch.loggers.WandbLogger", {**saving.wandb, "save_dir": out, "log_model": False}),
-        ]
+    saving, out = recipe.saving, recipe.out or "runs/imported"
+    section: Section = {"default_root_dir": out, "precision": _precision(recipe), **_devices(recipe), **_length(recipe)}
+    section["accumulate_grad_batches"] = recipe.batches.accumulation
+    if recipe.optimization.clip:
+        section["gradient_clip_val"] = recipe.optimization.clip
+    section |= {**_logging(saving, out), **_evaluation(recipe)}
     if not saving.save:
         section["enable_checkpointing"] = False
     section["callbacks"] = [
@@ -169,6 +155,16 @@ def _precision(recipe: Recipe) -> str:
     return recipe.precision
 
 
+def _devices(recipe: Recipe) -> Section:
+    section: Section = {}
+    if recipe.shards:
+        options = {"cpu_offload": True} if recipe.cpu_offload else None
+        section |= {"accelerator": "gpu", "strategy": instance("lion_lightning.strategies.FSDP2Strategy", options)}
+    if recipe.batches.devices:
+        section["devices"] = recipe.batches.devices
+    return section
+
+
 def _length(recipe: Recipe) -> Section:
     batches = recipe.batches
     if batches.max_steps:
@@ -176,6 +172,16 @@ def _length(recipe: Recipe) -> Section:
     if batches.epochs < 1:
         return {"max_epochs": 1, "limit_train_batches": batches.epochs}
     return {"max_epochs": math.ceil(batches.epochs)}
+
+
+def _logging(saving: Saving, out: str) -> Section:
+    section: Section = {"log_every_n_steps": saving.log_every} if saving.log_every else {}
+    if saving.wandb is not None:
+        section["logger"] = [
+            instance("lightning.pytorch.loggers.CSVLogger", {"save_dir": out}),  # which `lion report` reads
+            instance("lightning.pytorch.loggers.WandbLogger", {**saving.wandb, "save_dir": out, "log_model": False}),
+        ]
+    return section
 
 
 def _evaluation(recipe: Recipe) -> Section:

@@ -44,7 +44,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def objective(self, config: Mapping[str, Any], path: Path) -> Objective:
-        """What a config trains.
+        """The objective of a config.
 
         Raises:
             ValueError: It cannot be told, or is not one of the four; without the file's name.
@@ -56,7 +56,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def rules(self, objective: Objective, folder: Path) -> Mapping[str, Rule]:
-        """What becomes of each key.
+        """The rule of each key.
 
         Args:
             objective: What is trained.
@@ -68,7 +68,7 @@ class Dialect(ABC):
         return []
 
     def notes(self, recipe: Recipe, config: Mapping[str, Any]) -> list[str]:
-        """What else to know of the result: here, nothing."""
+        """Further lines about the result: here, none."""
         return []
 
     def read(self, config: Mapping[str, Any], path: Path, objective: Objective | None = None) -> Imported:

@@ -58,11 +58,11 @@ def set_optimizer(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
     """Take an optimizer that is here, else AdamW."""
     name = text(value).lower().removeprefix("optimizernames.")
     path = OPTIMIZERS.get(name)
-    recipe.rates.optimizer = name if path else "adamw_torch"
+    recipe.optimization.optimizer = name if path else "adamw_torch"
     if path is None:
         return "not supported", f"{name}: AdamW is in its place; any class of torch can be model.optimizer"
     if path.startswith("bitsandbytes") and find_spec("bitsandbytes") is None:
-        recipe.rates.optimizer = "adamw_torch"
+        recipe.optimization.optimizer = "adamw_torch"
         return "check", (
             f"AdamW in full precision is in its place: bitsandbytes is not installed. With it (pip install "
             f"'lion-lightning[qlora]') set optimizer.class_path: {path}, which needs less memory"
@@ -73,7 +73,7 @@ def set_optimizer(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
 def set_schedule(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
     """Take a schedule that is here, else half a cosine."""
     name = text(value).lower()
-    recipe.rates.schedule = name if name in SCHEDULES else "cosine"
+    recipe.optimization.schedule = name if name in SCHEDULES else "cosine"
     if name in SCHEDULES:
         return None
     return "not supported", f"{name}: half a cosine is in its place; there are linear, cosine and constant schedules"
@@ -81,7 +81,7 @@ def set_schedule(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
 
 def set_warmup(value: Any, recipe: Recipe) -> None:
     """Steps of warmup; below 1 a share of the run."""
-    recipe.rates.warmup_steps = at_least(0)(value)
+    recipe.optimization.warmup_steps = at_least(0)(value)
 
 
 def set_bf16(value: Any, recipe: Recipe) -> None:
@@ -100,9 +100,9 @@ def set_beta(position: int) -> Do:
     """A rule for one of AdamW's betas."""
 
     def set_one(value: Any, recipe: Recipe) -> None:
-        betas = list(recipe.rates.betas)
+        betas = list(recipe.optimization.betas)
         betas[position] = number(value)
-        recipe.rates.betas = (betas[0], betas[1])
+        recipe.optimization.betas = (betas[0], betas[1])
 
     return Do(set_one)
 
@@ -211,24 +211,24 @@ FSDP_CONFIG: Mapping[str, Rule] = {**_FSDP, **{f"fsdp_{name}": rule for name, ru
 """Keys of ``fsdp_config``."""
 
 HF_TRAINER: dict[str, Rule] = {
-    "learning_rate": To("rates.lr", at_least(0)),
+    "learning_rate": To("optimization.lr", at_least(0)),
     "lr_scheduler_type": Do(set_schedule),
     "lr_scheduler_kwargs": Inside(
         {
-            "min_lr_rate": To("rates.minimum", at_least(0)),
-            "min_lr": To("rates.minimum_rate", at_least(0)),
+            "min_lr_rate": To("optimization.minimum", at_least(0)),
+            "min_lr": To("optimization.minimum_rate", at_least(0)),
             "num_cycles": NotSupported("a cosine goes down once", (0.5,)),
         }
     ),
-    "warmup_ratio": To("rates.warmup_share", at_least(0)),
+    "warmup_ratio": To("optimization.warmup_share", at_least(0)),
     "warmup_steps": Do(set_warmup),
     "optim": Do(set_optimizer),
     "optim_args": NotSupported("write them into optimizer.init_args"),
     "adam_beta1": set_beta(0),
     "adam_beta2": set_beta(1),
-    "adam_epsilon": To("rates.eps", at_least(0)),
-    "weight_decay": To("rates.weight_decay", at_least(0)),
-    "max_grad_norm": To("rates.clip", at_least(0)),
+    "adam_epsilon": To("optimization.eps", at_least(0)),
+    "weight_decay": To("optimization.weight_decay", at_least(0)),
+    "max_grad_norm": To("optimization.clip", at_least(0)),
     "per_device_train_batch_size": To("batches.size", positive),
     "gradient_accumulation_steps": To("batches.accumulation", positive),
     "num_train_epochs": To("batches.epochs", at_least(0)),

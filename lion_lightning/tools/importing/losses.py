@@ -50,7 +50,7 @@ _WITHOUT_REFERENCE = {"orpo", "simpo", "cpo", "sft"}
 
 
 def loss_section(recipe: Recipe) -> dict[str, Any]:
-    """What a config says of the loss."""
+    """Settings of the loss."""
     losses = recipe.losses
     if recipe.objective == "kto":
         return {"loss": _loss(ANSWER_LOSSES[losses.names[0]], losses)}
@@ -62,7 +62,7 @@ def loss_section(recipe: Recipe) -> dict[str, Any]:
 
 
 def reference_section(recipe: Recipe) -> dict[str, Any]:
-    """What a config says of the reference; nothing where the loss needs none."""
+    """Settings of the reference; empty where the loss needs none."""
     losses = recipe.losses
     if recipe.objective not in ("dpo", "kto") or set(losses.names) <= _WITHOUT_REFERENCE:
         return {}

@@ -1,4 +1,4 @@
-"""What a training config says, whatever program it was written for."""
+"""Settings of a training, whatever program they were written for."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Batches:
 
 
 @dataclass
-class Rates:
+class Optimization:
     """Optimizer and schedule, by the names that transformers has for them.
 
     Attributes:
@@ -128,7 +128,7 @@ class Recipe:
     num_workers: int = 0
     data_seed: int | None = None
     batches: Batches = field(default_factory=Batches)
-    rates: Rates = field(default_factory=Rates)
+    optimization: Optimization = field(default_factory=Optimization)
     losses: Losses = field(default_factory=Losses)
     saving: Saving = field(default_factory=Saving)
     shards: bool = False

@@ -1,4 +1,4 @@
-"""What becomes of a key: rules for the tables of the dialects."""
+"""Rules for the keys of a config, of which the tables of the dialects are made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Kind = Literal["carried", "check", "no effect", "not supported", "unknown"]
 
 
 class Outcome(NamedTuple):
-    """What became of a key.
+    """The result of a rule for a key.
 
     Attributes:
         key: The key, with those that it stands in.
@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
 
 
 class Rule(ABC):
-    """What becomes of the value of a key."""
+    """A rule: how the value of a key changes the recipe."""
 
     @abstractmethod
     def apply(self, key: str, value: Any, recipe: Any) -> Iterator[Outcome]:

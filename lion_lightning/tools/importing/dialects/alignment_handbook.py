@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from lion_lightning.tools.importing.dialects.trl import TRL
-from lion_lightning.tools.importing.dialects.trl_keys import CARRIED, MIXTURE, Mixture
+from lion_lightning.tools.importing.dialects.trl_keys import CARRIED, DATASET_LIST, DatasetList
 from lion_lightning.tools.importing.recipe import Objective, Recipe
 from lion_lightning.tools.importing.rules import (
     Do,
@@ -52,10 +52,10 @@ class AlignmentHandbook(TRL):
             "config": To("subset", lambda value: None if value == "default" else text(value)),
             "weight": To("fraction", lambda value: None if at_least(0)(value) == 1 else at_least(0)(value)),
             "split": To("split", text),
-            "columns": MIXTURE.rules["columns"],
+            "columns": DATASET_LIST.rules["columns"],
         }
         mixture: dict[str, Rule] = {
-            "datasets": Mixture(entry),
+            "datasets": DatasetList(entry),
             "seed": NoEffect("rows are shuffled by data.seed"),
             "test_split_size": Do(_set_test_size),
         }

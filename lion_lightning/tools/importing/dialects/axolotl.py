@@ -189,9 +189,9 @@ _RULES: dict[str, Rule] = {
     "eval_batch_size": NoEffect("validation has the batch size of training, which changes no result"),
     "optimizer": Do(set_optimizer),
     "lr_scheduler": Do(set_schedule),
-    "cosine_min_lr_ratio": To("rates.minimum", at_least(0)),
+    "cosine_min_lr_ratio": To("optimization.minimum", at_least(0)),
     "cosine_constant_lr_ratio": NotSupported("the cosine ends with the run"),
-    **all_of("adam_eps", To("rates.eps", at_least(0))),
+    **all_of("adam_eps", To("optimization.eps", at_least(0))),
     **all_of("embedding_lr embedding_lr_scale lr_groups loraplus_lr_ratio", NotSupported("one rate for all weights")),
     "bf16": Do(set_bf16),
     "fp16": Do(set_fp16),
@@ -251,4 +251,4 @@ _RULES: dict[str, Rule] = {
         NoEffect(ATTENTION),
     ),
 }
-"""What becomes of each key; data sets are read first, since the chat template of the config wins over theirs."""
+"""Rule of each key; data sets are read first, since the chat template of the config wins over theirs."""

@@ -246,4 +246,4 @@ RULES: Mapping[str, Rule] = {
     "preprocess_shards": NoEffect(IN_PROCESS),
     "trust_remote_code": NotSupported(DECIDE),
 }
-"""What becomes of each key of a data set."""
+"""Rule of each key of a data set."""

@@ -1,4 +1,4 @@
-"""What keys of axolotl's configs mean that no other program has."""
+"""Keys that axolotl's configs alone have."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def set_recompute(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
 
 
 def set_overlong(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
-    """What becomes of rows that are too long."""
+    """Truncate or drop rows that are too long."""
     if recipe.objective != "sft":
         return "no effect", "answers that are too long lose their end"
     recipe.overlong = "truncate" if value == "truncate" else "drop"

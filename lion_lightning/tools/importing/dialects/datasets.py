@@ -13,7 +13,7 @@ REMOTE = "://"
 
 @dataclass
 class Dataset:
-    """What a config says of a data set.
+    """A data set of a config.
 
     Attributes:
         objective: What it is for.

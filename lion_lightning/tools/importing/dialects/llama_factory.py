@@ -110,11 +110,6 @@ def _set_bits(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
     return None if value == 4 else ("not supported", f"{value} bits: weights are held in 4 bits, or in policy.dtype")
 
 
-def _set_targets(value: Any, recipe: Recipe) -> None:
-    names = texts(value)
-    recipe.lora.targets = "all-linear" if names == ["all"] else names
-
-
 def _set_template(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
     if text(value) in TEMPLATES:
         recipe.tokenizer["chat_template"] = value
@@ -141,14 +136,6 @@ def _set_loss(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
     known = ("sigmoid", "hinge", "ipo", "kto_pair", "orpo", "simpo")
     recipe.losses.names = [value if value in known else "sigmoid"]
     return None if value in known else ("not supported", f"{value}: docs/losses.md lists the losses")
-
-
-def _set_dft(value: Any, recipe: Recipe) -> None:
-    recipe.losses.names = ["dft"] if flag(value) else []
-
-
-def _set_tokens(value: Any, recipe: Recipe) -> None:
-    recipe.tokenizer.setdefault("special_tokens", []).extend(texts(value))
 
 
 def _set_thinking(value: Any, recipe: Recipe) -> tuple[Kind, str]:
@@ -178,7 +165,10 @@ _RULES: dict[str, Rule] = {
     "finetuning_type": Do(_set_kind),
     "template": Do(_set_template),
     "trust_remote_code": NotSupported(DECIDE),
-    **all_of("add_tokens add_special_tokens", Do(_set_tokens)),
+    **all_of(
+        "add_tokens add_special_tokens",
+        Do(lambda value, recipe: recipe.tokenizer.setdefault("special_tokens", []).extend(texts(value))),
+    ),
     "resize_vocab": NoEffect("the embedding grows with new tokens"),
     # data
     "dataset_dir": Do(lambda value, recipe: None),
@@ -198,7 +188,7 @@ _RULES: dict[str, Rule] = {
     "lora_rank": To("lora.r", positive),
     "lora_alpha": To("lora.alpha", number),
     "lora_dropout": To("lora.dropout", number),
-    "lora_target": Do(_set_targets),
+    "lora_target": To("lora.targets", lambda value: "all-linear" if texts(value) == ["all"] else texts(value)),
     "additional_target": To("lora.modules_to_save", texts),
     "use_rslora": To("lora.rank_stabilized", flag),
     "quantization_bit": Do(_set_bits),
@@ -220,7 +210,7 @@ _RULES: dict[str, Rule] = {
     "kto_rejected_weight": To("losses.undesirable", at_least(0)),
     "ref_model": To("losses.reference", text),
     "ref_model_adapters": NotSupported("merge those adapters into the reference first, and name the folder"),
-    "use_dft_loss": Do(_set_dft),
+    "use_dft_loss": To("losses.names", lambda value: ["dft"] if flag(value) else []),
     **all_of("use_asft_loss use_eaft_loss", NotSupported("write a TokenLoss of your own: docs/losses.md")),
     "moe_aux_loss_coef": To("router_aux", at_least(0)),
     # model and devices
@@ -244,4 +234,4 @@ _RULES: dict[str, Rule] = {
     **all_of("do_predict predict_with_generate", NotSupported("`lion evaluate` lets a trained model answer")),
     **all_of("include_effective_tokens_per_second use_fast_tokenizer low_cpu_mem_usage", NoEffect("always so")),
 }
-"""What becomes of each key; data sets and how many of their rows come last."""
+"""Rule of each key; data sets and how many of their rows come last."""

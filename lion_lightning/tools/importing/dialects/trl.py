@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from lion_lightning.tools.importing.dialect import HALF_WEIGHTS, Dialect
-from lion_lightning.tools.importing.dialects.trl_keys import MIXTURE, OBJECTIVE_KEYS, RULES
+from lion_lightning.tools.importing.dialects.trl_keys import DATASET_LIST, OBJECTIVE_KEYS, RULES
 from lion_lightning.tools.importing.hf_trainer import lengths
 from lion_lightning.tools.importing.losses import ANSWER_LOSSES, PAIR_LOSSES
 from lion_lightning.tools.importing.recipe import OBJECTIVES, Objective, Recipe
@@ -87,7 +87,7 @@ class TRL(Dialect):
 
     @override
     def rules(self, objective: Objective, folder: Path) -> Mapping[str, Rule]:
-        return {**RULES, "datasets": MIXTURE}
+        return {**RULES, "datasets": DATASET_LIST}
 
     @override
     def finish(self, recipe: Recipe, config: Mapping[str, Any]) -> list[Outcome]:

@@ -105,7 +105,7 @@ def set_template(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
     return "not supported", f"{value}: tokenizer.chat_template takes a jinja file, so copy that tokenizer's into one"
 
 
-class Mixture(Rule):
+class DatasetList(Rule):
     """TRL's and alignment-handbook's lists of data sets.
 
     Args:
@@ -127,7 +127,7 @@ class Mixture(Rule):
             recipe.sources += dataset.sources()
 
 
-MIXTURE = Mixture(
+DATASET_LIST = DatasetList(
     {
         "path": To("path", text),
         "name": To("subset", text),
@@ -208,4 +208,4 @@ RULES: dict[str, Rule] = {
     "ignore_bias_buffers": NoEffect("buffers need no such setting"),
     "use_liger_kernel": To("liger", flag),
 }
-"""What becomes of each key."""
+"""Rule of each key."""
