@@ -138,19 +138,20 @@ def _outcome(run: str, planted_symptom: str | None, findings: Iterable[Finding])
 def table(outcomes: Iterable[dict[str, Any]]) -> list[str]:
     """A line for each symptom, and one for all, in Markdown."""
     runs = list(outcomes)
-    lines = ["| symptom | planted | found | healthy runs | false alarms |", "|---|---|---|---|---|"]
     healthy_runs = [one for one in runs if one["planted"] is None]
-    totals = [0, 0, 0]
+    lines = [
+        "| symptom | faults trained | recorded | found | healthy runs | false alarms |",
+        "|---|---|---|---|---|---|",
+    ]
+    totals = [0, 0, 0, 0]
     for symptom in SYMPTOMS:
         faults = [one for one in runs if one["planted"] == symptom]
-        counts = [
-            len(faults),
-            sum(_names(one, symptom) for one in faults),
-            sum(_names(one, symptom) for one in healthy_runs),
-        ]
+        trained = sum("seconds" in one for one in faults)
+        found_in = [sum(_names(one, symptom) for one in some) for some in (faults, healthy_runs)]
+        counts = [trained, len(faults) - trained, *found_in]
         totals = [total + count for total, count in zip(totals, counts, strict=True)]
-        lines.append(f"| {symptom} | {counts[0]} | {counts[1]} | {len(healthy_runs)} | {counts[2]} |")
-    return [*lines, f"| all | {totals[0]} | {totals[1]} | {len(healthy_runs)} | {totals[2]} |"]
+        lines.append("| {} | {} | {} | {} | {} | {} |".format(symptom, *counts[:3], len(healthy_runs), counts[3]))
+    return [*lines, "| all | {} | {} | {} | {} | {} |".format(*totals[:3], len(healthy_runs), totals[3])]
 
 
 def _names(outcome: dict[str, Any], symptom: str) -> bool:

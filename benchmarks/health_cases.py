@@ -112,14 +112,14 @@ PLANTED: dict[str, list[Case]] = {
         Case("infinite weights", "kto", callbacks=_plant("Noise", step=10, scale=1e38)),
     ],
     "loss spike": [
-        Case("noise on all weights", "sft", callbacks=_plant("Noise", step=25, scale=0.2)),
+        Case("noise of 0.2 on all weights", "sft", callbacks=_plant("Noise", step=25, scale=0.2)),
+        Case("noise of 0.3 on all weights", "sft", callbacks=_plant("Noise", step=40, scale=0.3)),
         Case("a rate 100 times too high for a step", "sft", callbacks=_plant("Rate", step=25, factor=100.0)),
         Case(
             "a rate 30 times too high for three steps", "sft", callbacks=_plant("Rate", step=25, factor=30.0, steps=3)
         ),
-        Case("rows of noise", "sft", _rows("broken")),
-        Case("noise on all weights", "dpo", callbacks=_plant("Noise", step=15, scale=0.2)),
-        Case("noise on all weights", "kto", callbacks=_plant("Noise", step=15, scale=0.3)),
+        Case("noise of 0.2 on all weights", "dpo", callbacks=_plant("Noise", step=15, scale=0.2)),
+        Case("noise of 0.4 on all weights", "dpo", callbacks=_plant("Noise", step=20, scale=0.4)),
     ],
     "likelihood displacement": [
         Case("DPO alone, rate 8e-4", "dpo", merged(_loss("SigmoidLoss", beta=0.1), merged(_rate(8e-4), LONG))),

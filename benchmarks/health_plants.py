@@ -204,12 +204,6 @@ def polite_rejected(row: Row) -> Row:
     return _with(row, rejected=f"Well, it may be {_text(row, 'rejected')}")
 
 
-def broken(row: Row) -> Row:
-    """A few answers to imitate are noise."""
-    first, last = row["messages"]
-    return {**row, "messages": [first, {**last, "content": "\u00ff\u00fe\u00f9" * 30}]} if _drawn(row, 1) else row
-
-
 def tied(row: Row) -> Row:
     """All scores are equal."""
     return {**row, "score_chosen": 1.0, "score_rejected": 1.0} if _drawn(row, 95) else row

@@ -61,8 +61,13 @@ def test_the_table_counts_faults_that_were_found_and_false_alarms(health: Module
     def outcome(planted: str | None, *found: str) -> dict[str, Any]:
         return {"run": "a", "planted": planted, "findings": [{"symptom": symptom} for symptom in found]}
 
-    runs = [outcome("ties", "ties", "length drift"), outcome("ties"), outcome(None, "ties"), outcome(None)]
+    runs = [
+        outcome("ties", "ties", "length drift") | {"seconds": 1.0},
+        outcome("ties"),
+        outcome(None, "ties"),
+        outcome(None),
+    ]
     lines = health.table(runs)
-    assert "| ties | 2 | 1 | 2 | 1 |" in lines
-    assert "| length drift | 0 | 0 | 2 | 0 |" in lines
-    assert lines[-1] == "| all | 2 | 1 | 2 | 1 |"
+    assert "| ties | 1 | 1 | 1 | 2 | 1 |" in lines
+    assert "| length drift | 0 | 0 | 0 | 2 | 0 |" in lines
+    assert lines[-1] == "| all | 1 | 1 | 1 | 2 | 1 |"

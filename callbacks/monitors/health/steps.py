@@ -51,7 +51,7 @@ class LossSpike(Detector):
         deviations: How far above the median, in standard deviations (estimated from the median deviation, which a few
             large losses do not change).
         share: How far above the median at least, as a share of it.
-        window: Steps of the median; half as many have to be there.
+        window: Steps of the median; few, since losses fall fast at first.
     """
 
     symptom = "loss spike"
@@ -62,7 +62,7 @@ class LossSpike(Detector):
     )
     names_rows = True
 
-    def __init__(self, deviations: float = 8.0, share: float = 0.5, window: int = 20) -> None:
+    def __init__(self, deviations: float = 8.0, share: float = 0.5, window: int = 10) -> None:
         super().__init__()
         self.deviations, self.share, self.window = deviations, share, window
 
@@ -72,7 +72,7 @@ class LossSpike(Detector):
         if not math.isfinite(loss) or "ratio" in step.metrics:
             return None
         self.remember("losses", loss, self.window)
-        if 2 * len(before) < self.window:
+        if len(before) < self.window:
             return None
         middle = median(before)
         deviation = 1.4826 * median(abs(one - middle) for one in before)  # of a normal distribution the standard one
