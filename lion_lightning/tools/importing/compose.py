@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lion_lightning.tools.importing.hf_trainer import OPTIMIZERS, SCHEDULES
+from lion_lightning.tools.importing.hf_trainer.table import OPTIMIZERS, SCHEDULES
 from lion_lightning.tools.importing.losses import loss_section, reference_section
 from lion_lightning.tools.importing.recipe import Objective, Recipe, Saving
 
@@ -169,9 +169,10 @@ def _length(recipe: Recipe) -> Section:
     batches = recipe.batches
     if batches.max_steps:
         return {"max_steps": batches.max_steps}
-    if batches.epochs < 1:
-        return {"max_epochs": 1, "limit_train_batches": batches.epochs}
-    return {"max_epochs": math.ceil(batches.epochs)}
+    epochs = max(1, math.ceil(batches.epochs))
+    if epochs == batches.epochs:
+        return {"max_epochs": epochs}
+    return {"max_epochs": epochs, "limit_train_batches": batches.epochs / epochs}  # as many steps
 
 
 def _logging(saving: Saving, out: str) -> Section:
@@ -192,12 +193,14 @@ def _evaluation(recipe: Recipe) -> Section:
         return {"limit_val_batches": 0}
     if saving.evals_per_epoch:
         return {"val_check_interval": 1.0 / saving.evals_per_epoch}
-    if saving.eval_steps is None:
+    steps = saving.eval_steps
+    if not steps:
         return {}
-    if saving.eval_steps >= 1:  # Lightning counts micro-batches, over epochs where the last key is null
-        return {"val_check_interval": int(saving.eval_steps) * batches.accumulation, "check_val_every_n_epoch": None}
-    share = saving.eval_steps * max(1.0, batches.epochs)  # of an epoch, from a share of the run
-    return {"val_check_interval": min(1.0, share)}
+    if steps < 1 and batches.max_steps:  # a share of the run
+        steps = math.ceil(steps * batches.max_steps)
+    if steps >= 1:  # Lightning counts micro-batches, over epochs where the last key is null
+        return {"val_check_interval": int(steps) * batches.accumulation, "check_val_every_n_epoch": None}
+    return {"val_check_interval": min(1.0, steps * max(1, math.ceil(batches.epochs)))}  # a share of an epoch
 
 
 def _checkpoints(saving: Saving, out: str) -> list[Section]:

@@ -132,7 +132,8 @@ def apply_all(rules: Mapping[str, Rule], values: Mapping[Any, Any], recipe: Any,
         try:
             outcomes += rule.apply(f"{where}{name}", value, recipe)
         except ValueError as error:
-            raise ValueError(f"{where}{name} is {error}") from error
+            within = str(error).startswith(f"{where}{name}.")  # the key that is wrong is named already
+            raise ValueError(str(error) if within else f"{where}{name} is {error}") from error
     given = [name for name, value in values.items() if value is not None and name not in rules]
     return outcomes + [Outcome(f"{where}{name}", "unknown") for name in given]
 
@@ -172,6 +173,21 @@ def at_least(least: float, read: Callable[[Any], Any] = number) -> Callable[[Any
 
 
 positive = at_least(1, whole)
+
+
+def share(value: Any) -> float:
+    """A number from 0 to 1."""
+    found: float = at_least(0)(value)
+    if found > 1:
+        raise ValueError(f"{_shown(value)}; give at most 1")
+    return found
+
+
+def numbers(value: Any) -> list[float]:
+    """A list of numbers."""
+    if not isinstance(value, list):
+        raise ValueError(f"{_shown(value)}, not a list of numbers")
+    return [number(one) for one in value]
 
 
 def flag(value: Any) -> bool:

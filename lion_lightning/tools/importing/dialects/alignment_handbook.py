@@ -10,16 +10,17 @@ from typing_extensions import override
 
 from lion_lightning.tools.importing.dialects.trl import TRL
 from lion_lightning.tools.importing.dialects.trl_keys import CARRIED, DATASET_LIST, DatasetList
+from lion_lightning.tools.importing.hf_trainer.run_length import hold_out
 from lion_lightning.tools.importing.recipe import Objective, Recipe
 from lion_lightning.tools.importing.rules import (
     Do,
     Inside,
-    Kind,
     NoEffect,
     Rule,
     To,
     at_least,
     text,
+    texts,
 )
 
 
@@ -31,12 +32,6 @@ def _set_mixer(value: Any, recipe: Recipe) -> None:
         fraction = at_least(0)(share)
         if fraction:
             recipe.sources.append({"path": text(path), **({} if fraction == 1 else {"fraction": fraction})})
-
-
-def _set_test_size(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
-    size = at_least(0)(value)
-    recipe.validation_share = size if size < 1 else 0.02
-    return None if size < 1 else ("check", "a number of rows; data.validation_share is a share of them, 0.02 for now")
 
 
 class AlignmentHandbook(TRL):
@@ -57,7 +52,7 @@ class AlignmentHandbook(TRL):
         mixture: dict[str, Rule] = {
             "datasets": DatasetList(entry),
             "seed": NoEffect("rows are shuffled by data.seed"),
-            "test_split_size": Do(_set_test_size),
+            "test_split_size": Do(hold_out),
         }
         return {
             **super().rules(objective, folder),
@@ -73,7 +68,7 @@ class AlignmentHandbook(TRL):
         super().name_data(recipe, config)
         if not config.get("dataset_mixer"):
             return
-        splits = [str(split) for split in config.get("dataset_splits") or ["train", "test"]]
+        splits = texts(config.get("dataset_splits") or ["train", "test"])
         sources, recipe.sources = recipe.sources, []
         for split in splits:
             target = recipe.validation if "test" in split else recipe.sources

@@ -32,8 +32,10 @@ from lion_lightning.tools.importing.dialects.axolotl_keys import (
     set_targets,
     set_template,
     set_validation,
+    set_warmup_steps,
 )
-from lion_lightning.tools.importing.hf_trainer import (
+from lion_lightning.tools.importing.hf_trainer.run_length import set_epochs
+from lion_lightning.tools.importing.hf_trainer.table import (
     ATTENTION,
     FSDP_CONFIG,
     HF_TRAINER,
@@ -56,7 +58,9 @@ from lion_lightning.tools.importing.rules import (
     at_least,
     flag,
     number,
+    numbers,
     positive,
+    share,
     text,
     texts,
 )
@@ -72,7 +76,7 @@ class Axolotl(Dialect):
     @override
     def objective(self, config: Mapping[str, Any], path: Path) -> Objective:
         stage = config.get("rl")
-        if stage is not None and stage not in STAGES:
+        if stage not in (None, *STAGES):
             raise ValueError(f"rl is {stage!r}; of axolotl's trainers SFT, {', '.join(STAGES)} and reward are imported")
         for key in ("process_reward_model", "pretraining_dataset"):
             if config.get(key):
@@ -92,7 +96,7 @@ class Axolotl(Dialect):
             "num_epochs": 1,
             "optimizer": "adamw_torch_fused",
             "lr_scheduler": "cosine",
-            **({} if config.get("warmup_steps") else {"warmup_ratio": 0.03}),
+            **({} if config.get("warmup_steps") is not None else {"warmup_ratio": 0.03}),
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
             "bf16": "auto",
@@ -115,6 +119,9 @@ class Axolotl(Dialect):
     @override
     def finish(self, recipe: Recipe, config: Mapping[str, Any]) -> list[Outcome]:
         outcomes = []
+        if config.get("learning_rate") is None:
+            reason = f"not given, and axolotl has no default: choose one in place of {recipe.optimization.lr:g}"
+            outcomes.append(Outcome("learning_rate", "check", reason))
         if recipe.lora.four_bits and not recipe.uses_lora:
             recipe.lora.four_bits = False
             outcomes.append(Outcome("load_in_4bit", "not supported", "4 bits are for adapters: set `adapter: qlora`"))
@@ -150,7 +157,7 @@ _RULES: dict[str, Rule] = {
     **all_of("rl_beta dpo_beta orpo_alpha", To("losses.beta", at_least(0))),
     "trl": Inside({"beta": To("losses.beta", at_least(0))}),
     "dpo_loss_type": Do(set_losses),
-    "dpo_loss_weights": To("losses.weights", lambda value: [number(one) for one in value]),
+    "dpo_loss_weights": To("losses.weights", numbers),
     "dpo_label_smoothing": To("losses.label_smoothing", at_least(0)),
     "dpo_use_weighting": To("losses.policy_weighted", flag),
     **all_of("rpo_alpha cpo_alpha", To("losses.likelihood", at_least(0))),
@@ -184,7 +191,8 @@ _RULES: dict[str, Rule] = {
     ),
     # batches, optimizer
     "micro_batch_size": To("batches.size", positive),
-    "num_epochs": To("batches.epochs", at_least(0)),
+    "num_epochs": Do(set_epochs),
+    "warmup_steps": Do(set_warmup_steps),
     "batch_size": NotSupported("a step has batch_size times accumulate_grad_batches times devices"),
     "eval_batch_size": NoEffect("validation has the batch size of training, which changes no result"),
     "optimizer": Do(set_optimizer),
@@ -203,7 +211,7 @@ _RULES: dict[str, Rule] = {
     "adapter": Do(set_adapter),
     "lora_r": To("lora.r", positive),
     "lora_alpha": To("lora.alpha", number),
-    "lora_dropout": To("lora.dropout", number),
+    "lora_dropout": To("lora.dropout", share),
     "lora_target_modules": Do(set_targets),
     "lora_target_linear": Do(set_linear),
     "lora_modules_to_save": To("lora.modules_to_save", texts),

@@ -8,7 +8,7 @@ from typing import Any
 from typing_extensions import override
 
 from lion_lightning.tools.importing.dialects.datasets import Dataset, unknown_roles
-from lion_lightning.tools.importing.hf_trainer import DECIDE, IN_PROCESS
+from lion_lightning.tools.importing.hf_trainer.table import DECIDE, IN_PROCESS
 from lion_lightning.tools.importing.recipe import Objective, Recipe
 from lion_lightning.tools.importing.rules import (
     Do,
@@ -151,7 +151,7 @@ def _set_mapping(value: Any, dataset: Dataset) -> tuple[Kind, str] | None:
     if not isinstance(value, Mapping):
         raise ValueError("not a mapping of keys of messages")
     unknown = [
-        str(own) for key, own in value.items() if own is not None and own not in _ROLES.get(str(key), {str(key)})
+        str(own) for key, own in value.items() if own is not None and str(own) not in _ROLES.get(str(key), {str(key)})
     ]
     if not unknown:
         return None

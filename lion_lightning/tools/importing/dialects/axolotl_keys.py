@@ -8,7 +8,8 @@ from typing import Any
 from typing_extensions import override
 
 from lion_lightning.tools.importing.dialects.axolotl_datasets import TEMPLATES
-from lion_lightning.tools.importing.hf_trainer import set_wandb
+from lion_lightning.tools.importing.hf_trainer.run_length import hold_out
+from lion_lightning.tools.importing.hf_trainer.table import set_wandb
 from lion_lightning.tools.importing.losses import PAIR_LOSSES
 from lion_lightning.tools.importing.recipe import Objective, Recipe
 from lion_lightning.tools.importing.rules import Do, Inside, Kind, Outcome, at_least, flag, number, text, texts, whole
@@ -120,13 +121,14 @@ def in_tokenizer(name: str) -> Do:
 
 def set_validation(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
     """A share of the rows to hold out, or their number."""
-    share = at_least(0)(value)
-    recipe.saving.evaluate = share > 0
-    if share < 1:
-        recipe.validation_share = share
-        return None
-    recipe.validation_share = 0.05
-    return "check", "a number of rows; data.validation_share is a share of them, 0.05 for now"
+    outcome = hold_out(value, recipe)
+    recipe.saving.evaluate = recipe.validation_share > 0
+    return outcome
+
+
+def set_warmup_steps(value: Any, recipe: Recipe) -> None:
+    """Steps of warmup, which win over a share of the run also where they are 0."""
+    recipe.optimization.warmup_steps, recipe.optimization.warmup_share = at_least(0)(value), None
 
 
 def set_evaluations(value: Any, recipe: Recipe) -> None:

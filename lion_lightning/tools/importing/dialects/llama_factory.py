@@ -11,7 +11,8 @@ from typing_extensions import override
 from lion_lightning.tools.importing.dialect import HALF_WEIGHTS, Dialect, Imported
 from lion_lightning.tools.importing.dialects.axolotl_datasets import TEMPLATES
 from lion_lightning.tools.importing.dialects.llama_factory_datasets import NamedDatasets
-from lion_lightning.tools.importing.hf_trainer import ATTENTION, DECIDE, HF_TRAINER, IN_PROCESS, all_of, lengths
+from lion_lightning.tools.importing.hf_trainer.run_length import hold_out, lengths
+from lion_lightning.tools.importing.hf_trainer.table import ATTENTION, DECIDE, HF_TRAINER, IN_PROCESS, all_of
 from lion_lightning.tools.importing.recipe import Objective, Recipe
 from lion_lightning.tools.importing.rules import (
     Do,
@@ -25,6 +26,7 @@ from lion_lightning.tools.importing.rules import (
     flag,
     number,
     positive,
+    share,
     text,
     texts,
 )
@@ -46,7 +48,7 @@ class LlamaFactory(Dialect):
     @override
     def objective(self, config: Mapping[str, Any], path: Path) -> Objective:
         stage = config.get("stage", "sft")
-        if stage not in _STAGES:
+        if stage not in tuple(_STAGES):  # a list has no hash
             raise ValueError(f"stage is {stage!r}; of LLaMA-Factory's stages {', '.join(_STAGES)} are imported")
         return _STAGES[stage]
 
@@ -144,10 +146,9 @@ def _set_thinking(value: Any, recipe: Recipe) -> tuple[Kind, str]:
 
 
 def _set_validation(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
-    size = at_least(0)(value)
-    recipe.saving.evaluate = recipe.saving.evaluate or size > 0
-    recipe.validation_share = size if size < 1 else 0.05
-    return None if size < 1 else ("check", "a number of rows; data.validation_share is a share of them, 0.05 for now")
+    outcome = hold_out(value, recipe)
+    recipe.saving.evaluate = recipe.saving.evaluate or recipe.validation_share > 0
+    return outcome
 
 
 def _set_most(value: Any, recipe: Recipe) -> tuple[Kind, str]:
@@ -187,7 +188,7 @@ _RULES: dict[str, Rule] = {
     # adapters
     "lora_rank": To("lora.r", positive),
     "lora_alpha": To("lora.alpha", number),
-    "lora_dropout": To("lora.dropout", number),
+    "lora_dropout": To("lora.dropout", share),
     "lora_target": To("lora.targets", lambda value: "all-linear" if texts(value) == ["all"] else texts(value)),
     "additional_target": To("lora.modules_to_save", texts),
     "use_rslora": To("lora.rank_stabilized", flag),

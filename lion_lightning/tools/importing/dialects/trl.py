@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lion_lightning.tools.importing.dialect import HALF_WEIGHTS, Dialect
 from lion_lightning.tools.importing.dialects.trl_keys import DATASET_LIST, OBJECTIVE_KEYS, RULES
-from lion_lightning.tools.importing.hf_trainer import lengths
+from lion_lightning.tools.importing.hf_trainer.run_length import lengths
 from lion_lightning.tools.importing.losses import ANSWER_LOSSES, PAIR_LOSSES
 from lion_lightning.tools.importing.recipe import OBJECTIVES, Objective, Recipe
 from lion_lightning.tools.importing.rules import Outcome, Rule, at_least, positive, text, texts
@@ -110,7 +110,7 @@ class TRL(Dialect):
         """Fill in the sources, as far as no key did alone."""
         if config.get("dataset_name") is None:
             return
-        shared = {"path": config["dataset_name"]}
+        shared = {"path": text(config["dataset_name"])}
         if config.get("dataset_config") is not None:
             shared["subset"] = config["dataset_config"]
         recipe.sources.append({**shared, "split": config.get("dataset_train_split") or "train"})

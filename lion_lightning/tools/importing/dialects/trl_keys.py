@@ -8,7 +8,8 @@ from typing import Any
 from typing_extensions import override
 
 from lion_lightning.tools.importing.dialects.datasets import Dataset
-from lion_lightning.tools.importing.hf_trainer import DECIDE, HF_TRAINER, UPLOAD, all_of
+from lion_lightning.tools.importing.hf_trainer.run_length import hold_out
+from lion_lightning.tools.importing.hf_trainer.table import DECIDE, HF_TRAINER, UPLOAD, all_of
 from lion_lightning.tools.importing.losses import ANSWER_LOSSES, DIVERGENCES, PAIR_LOSSES
 from lion_lightning.tools.importing.recipe import Objective, Recipe
 from lion_lightning.tools.importing.rules import (
@@ -23,7 +24,9 @@ from lion_lightning.tools.importing.rules import (
     at_least,
     flag,
     number,
+    numbers,
     positive,
+    share,
     text,
     texts,
 )
@@ -153,7 +156,8 @@ RULES: dict[str, Rule] = {
     "eos_token": Do(set_eos),
     # data
     **all_of("dataset_name dataset_config dataset_train_split dataset_test_split", CARRIED),
-    "dataset_streaming": NotSupported("set `streaming: true` on a source: docs/data.md"),
+    "test_split_size": Do(hold_out),
+    **all_of("dataset_streaming streaming", NotSupported("set `streaming: true` on a source: docs/data.md")),
     "dataset_text_field": CARRIED,
     "dataset_kwargs": NoEffect("special tokens are the chat template's"),
     **all_of("max_length max_seq_length", To("max_length", positive)),
@@ -168,7 +172,7 @@ RULES: dict[str, Rule] = {
     "shuffle_dataset": NoEffect("rows are shuffled in each epoch"),
     # loss
     "loss_type": Do(set_losses),
-    "loss_weights": To("losses.weights", lambda value: [number(one) for one in value]),
+    "loss_weights": To("losses.weights", numbers),
     "beta": To("losses.beta", at_least(0)),
     "label_smoothing": To("losses.label_smoothing", at_least(0)),
     "ld_alpha": To("losses.shared_length", at_least(0)),
@@ -192,7 +196,7 @@ RULES: dict[str, Rule] = {
     "use_peft": To("uses_lora", flag),
     "lora_r": To("lora.r", positive),
     "lora_alpha": To("lora.alpha", number),
-    "lora_dropout": To("lora.dropout", number),
+    "lora_dropout": To("lora.dropout", share),
     "lora_target_modules": Do(set_targets),
     "lora_modules_to_save": To("lora.modules_to_save", texts),
     "use_rslora": To("lora.rank_stabilized", flag),

@@ -155,6 +155,37 @@ def test_half_an_epoch_and_packed_rows(tmp_path: Path) -> None:
     assert config["model"]["init_args"]["lr_scheduler"]["init_args"] == {"warmup": 10}
 
 
+def test_epochs_that_are_not_whole_have_as_many_steps(tmp_path: Path) -> None:
+    trainer = composed({**AXOLOTL, "num_epochs": 2.5}, tmp_path)["trainer"]
+    assert trainer["max_epochs"] * trainer["limit_train_batches"] == pytest.approx(2.5)
+    kind, reason = outcome("num_epochs", {**AXOLOTL, "num_epochs": 2.5}, tmp_path)
+    assert (kind, reason.partition(",")[0]) == ("check", "2.5: 3 epochs of 83% of the rows each")
+    assert outcome("num_epochs", {**AXOLOTL, "num_epochs": 2.5, "max_steps": 9}, tmp_path)[0] == "carried"
+
+
+def test_a_share_of_the_run_is_one_of_its_steps(tmp_path: Path) -> None:
+    given = {**TRL, "max_steps": 25, "eval_strategy": "steps", "eval_steps": 0.1, "save_steps": 0.5}
+    trainer = composed({**given, "gradient_accumulation_steps": 4}, tmp_path, "sft.yaml")["trainer"]
+    assert trainer["val_check_interval"] == 3 * 4  # a tenth of 25 steps, rounded up, in micro-batches
+    assert trainer["callbacks"][0]["init_args"]["every_n_train_steps"] == 13
+    assert outcome("save_steps", {**TRL, "save_steps": 0.5}, tmp_path)[0] == "check"  # of a length that nobody says
+
+
+def test_no_steps_of_warmup_are_none_in_axolotl_and_unset_in_transformers(tmp_path: Path) -> None:
+    def warmup(given: dict[str, Any]) -> Any:
+        return composed(given, tmp_path, "sft.yaml")["model"]["init_args"]["lr_scheduler"]["init_args"]["warmup"]
+
+    assert warmup(AXOLOTL) == 0.03  # axolotl's default
+    assert warmup({**AXOLOTL, "warmup_steps": 0}) == 0
+    assert warmup({**AXOLOTL, "warmup_steps": 0, "warmup_ratio": 0.1}) == 0
+    assert warmup({**TRL, "warmup_steps": 0, "warmup_ratio": 0.1}) == 0.1
+
+
+def test_what_is_off_there_is_off_here(tmp_path: Path) -> None:
+    for off in ("", False, None):
+        assert "strategy" not in composed({**AXOLOTL, "deepspeed": off}, tmp_path)["trainer"]
+
+
 # --- keys that are lost
 
 
@@ -167,6 +198,11 @@ def test_what_is_lost_is_named_with_the_reason(tmp_path: Path) -> None:
     assert kind == "not supported"
     assert "half a cosine is in its place" in reason
     assert composed(given, tmp_path)["model"]["init_args"]["lr_scheduler"]["class_path"].endswith(".CosineWithWarmup")
+
+
+def test_a_rate_that_is_missing_is_to_be_chosen(tmp_path: Path) -> None:
+    given = {key: value for key, value in AXOLOTL.items() if key != "learning_rate"}
+    assert outcome("learning_rate", given, tmp_path)[0] == "check"
 
 
 def test_names_of_roles_that_are_not_known_are_named(tmp_path: Path) -> None:
@@ -214,6 +250,11 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a huge number": ({**AXOLOTL, "micro_batch_size": 10**400}, "micro_batch_size is 1000000"),
     "no data": ({"base_model": "m", "learning_rate": 1}, "there are no data sets"),
     "datasets that are none": ({**AXOLOTL, "datasets": "d"}, "datasets is not a list of mappings"),
+    "a list for a word": ({**AXOLOTL, "rl": ["dpo"]}, "rl is ['dpo']; of axolotl's trainers"),
+    "another stage": ({"model_name_or_path": "m", "dataset": "d", "stage": ["sft"]}, "stage is ['sft']; of"),
+    "a key within": ({**AXOLOTL, "datasets": [{"path": "d", "split": 3}]}, "c.yaml: datasets.split is 3, not a text"),
+    "no share": ({**AXOLOTL, "warmup_ratio": 5}, "warmup_ratio is 5; give at most 1"),
+    "a number for a list": ({**AXOLOTL, "rl": "dpo", "dpo_loss_weights": 3}, "dpo_loss_weights is 3, not a list of"),
     "a negative size": ({**AXOLOTL, "micro_batch_size": 0}, "micro_batch_size is 0; give at least 1"),
 }
 

@@ -6,6 +6,14 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from lion_lightning.tools.importing.hf_trainer.run_length import (
+    set_epochs,
+    set_eval_strategy,
+    set_logging,
+    set_max_steps,
+    set_save_steps,
+    set_save_strategy,
+)
 from lion_lightning.tools.importing.recipe import Recipe
 from lion_lightning.tools.importing.rules import (
     Do,
@@ -17,8 +25,8 @@ from lion_lightning.tools.importing.rules import (
     To,
     at_least,
     flag,
-    number,
     positive,
+    share,
     text,
     texts,
     whole,
@@ -101,41 +109,10 @@ def set_beta(position: int) -> Do:
 
     def set_one(value: Any, recipe: Recipe) -> None:
         betas = list(recipe.optimization.betas)
-        betas[position] = number(value)
+        betas[position] = share(value)
         recipe.optimization.betas = (betas[0], betas[1])
 
     return Do(set_one)
-
-
-def set_max_steps(value: Any, recipe: Recipe) -> None:
-    """Steps of the run; -1 and 0 for as many as the epochs have."""
-    steps = whole(value)
-    recipe.batches.max_steps = steps if steps > 0 else None
-
-
-def set_logging(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
-    """Steps between log lines; below 1 a share of the run, which is not known here."""
-    every = at_least(0)(value)
-    if every >= 1:
-        recipe.saving.log_every = int(every)
-        return None
-    return "no effect", "without trainer.log_every_n_steps a run is logged at least twenty times"
-
-
-def set_eval_strategy(value: Any, recipe: Recipe) -> None:
-    """When to evaluate: by steps, each epoch, or not at all."""
-    name = str(value).lower().removeprefix("intervalstrategy.")
-    recipe.saving.evaluate = name not in ("no", "false", "none")
-    if name == "epoch":
-        recipe.saving.eval_steps = None
-
-
-def set_save_strategy(value: Any, recipe: Recipe) -> None:
-    """When to save: by steps, each epoch, or not at all."""
-    name = str(value).lower().removeprefix("savestrategy.")
-    recipe.saving.save = name not in ("no", "false", "none")
-    if name in ("epoch", "best"):
-        recipe.saving.save_steps = None
 
 
 def set_reports(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
@@ -159,15 +136,10 @@ def set_run_name(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
     return None if recipe.saving.wandb is None else set_wandb(recipe, name=text(value))
 
 
-def lengths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults of a run's length and of its checkpoints that a config leaves in place."""
-    by_steps = str(config.get("save_strategy") or "steps").lower() == "steps"
-    has_steps = str(config.get("max_steps") or -1).lstrip("+").isdigit()
-    return {**({} if has_steps else {"num_train_epochs": 3}), **({"save_steps": 500} if by_steps else {})}
-
-
 def set_deepspeed(value: Any, recipe: Recipe) -> tuple[Kind, str]:
     """ZeRO, which FSDP2 is in the place of."""
+    if not value:
+        return "no effect", "off there too"
     recipe.shards = True
     return "check", "FSDP2Strategy shards weights, gradients and optimizer over the GPUs, as ZeRO-3 does"
 
@@ -220,7 +192,7 @@ HF_TRAINER: dict[str, Rule] = {
             "num_cycles": NotSupported("a cosine goes down once", (0.5,)),
         }
     ),
-    "warmup_ratio": To("optimization.warmup_share", at_least(0)),
+    "warmup_ratio": To("optimization.warmup_share", share),
     "warmup_steps": Do(set_warmup),
     "optim": Do(set_optimizer),
     "optim_args": NotSupported("write them into optimizer.init_args"),
@@ -231,8 +203,8 @@ HF_TRAINER: dict[str, Rule] = {
     "max_grad_norm": To("optimization.clip", at_least(0)),
     "per_device_train_batch_size": To("batches.size", positive),
     "gradient_accumulation_steps": To("batches.accumulation", positive),
-    "num_train_epochs": To("batches.epochs", at_least(0)),
     "max_steps": Do(set_max_steps),
+    "num_train_epochs": Do(set_epochs),
     "bf16": Do(set_bf16),
     "fp16": Do(set_fp16),
     "gradient_checkpointing": To("recompute", flag),
@@ -244,7 +216,7 @@ HF_TRAINER: dict[str, Rule] = {
     "logging_steps": Do(set_logging),
     "eval_steps": To("saving.eval_steps", at_least(0)),
     **all_of("eval_strategy evaluation_strategy", Do(set_eval_strategy)),
-    "save_steps": To("saving.save_steps", at_least(0)),
+    "save_steps": Do(set_save_steps),
     "save_strategy": Do(set_save_strategy),
     "save_total_limit": To("saving.save_limit", positive),
     "report_to": Do(set_reports),

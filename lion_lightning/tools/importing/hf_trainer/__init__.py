@@ -1,0 +1,1 @@
+"""Keys of transformers' TrainingArguments, which TRL, alignment-handbook and LLaMA-Factory have."""
