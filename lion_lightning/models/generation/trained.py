@@ -19,9 +19,9 @@ from lion_lightning.models.tokenizer import TokenizerSpec
 def find_policy(module: Any, reader: str = "") -> PackedModel:
     """The model that a LightningModule of any make trains, as callbacks take it.
 
-    That is its attribute ``policy_model``; without one, the :class:`PolicyModel` in it that trains; without one, the
-    transformers or PEFT model in it that trains, with a :class:`PolicyModel` around it. Frozen models, such as a
-    reference, do not count.
+    That is its attribute ``policy_model``; without one, the model in it that trains: a :class:`PolicyModel`, or one of
+    transformers or PEFT, with a :class:`PolicyModel` around it. Frozen models, such as a reference, do not count, nor
+    does a model that another one holds: it may stand beside its :class:`PolicyModel`, PEFT or compiled one.
 
     Args:
         module: Whose models are built.
@@ -33,7 +33,7 @@ def find_policy(module: Any, reader: str = "") -> PackedModel:
     prefix = f"{reader}: " if reader else ""
     own = getattr(module, "policy_model", None)
     if own is None:
-        found = [model for model in _models(module) if any(each.requires_grad for each in model.parameters())]
+        found = _trained(module)
         if len(found) != 1:
             number = f"{len(found)} language models that train" if found else "no language model that trains"
             raise MisconfigurationException(
@@ -81,6 +81,16 @@ def find_tokenizer(module: Any, data: Any = None, reader: str = "") -> PreTraine
 def builds_early(module: LightningModule) -> bool:
     """True if a module's models are there when it is made: it does not build them in ``configure_model``."""
     return type(module).configure_model is LightningModule.configure_model
+
+
+def _trained(module: nn.Module) -> list[nn.Module]:
+    """Language models in a module that train, each once, and without those that another one holds."""
+    found, held = {}, set()
+    for model in _models(module):
+        if any(each.requires_grad for each in model.parameters()):
+            found[id(model)] = model
+            held |= {id(part) for part in model.modules() if part is not model}
+    return [model for place, model in found.items() if place not in held]
 
 
 def _models(module: nn.Module) -> Iterator[nn.Module]:

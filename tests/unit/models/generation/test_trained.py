@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -47,6 +48,16 @@ def test_a_model_of_transformers_or_peft_gets_a_policy_around_it() -> None:
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
     found = find_policy(Holder(net=adapted))
     assert (found.model, found.has_adapters) == (adapted, True)
+
+
+def test_a_model_that_stands_beside_what_holds_it_counts_once() -> None:
+    policy = tiny.policy()
+    model = policy.causal_lm
+    assert find_policy(Holder(net=model, model=policy)) is policy
+    compiled: Any = torch.compile(model, backend="eager")
+    assert find_policy(Holder(backbone=Holder(lm=model), compiled=compiled)).model is model
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
+    assert find_policy(Holder(base=model, net=adapted)).model is adapted
 
 
 @pytest.mark.parametrize(
