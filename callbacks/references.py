@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -109,8 +109,8 @@ class PrecomputeReference(LionCallback):
 
     @property
     def _model(self) -> PolicyModel:
-        assert isinstance(self._policy, PolicyModel), "it was attached in setup or on_fit_start"
-        return self._policy
+        assert self._policy is not None, "it was attached in setup or on_fit_start"
+        return cast(PolicyModel, self._policy)  # or the unit of FSDPStrategy around it
 
     def _attach(self, module: LightningModule) -> None:
         self._policy = find_policy(module, type(self).__name__)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -32,12 +33,13 @@ class StepMean(LionCallback):
 
     Raises:
         MisconfigurationException: Before training, if the module makes its steps itself; at the first batch, if that is
-            neither packed nor padded as transformers takes it.
+            neither packed nor padded as transformers takes it; at the first step, if pairs or answers are counted and
+            there are none.
     """
 
     def __init__(self, items: Items = "targets") -> None:
         self.items = items
-        self._count = 0
+        self._count = self._batch = 0  # items of the step so far, and of the micro-batch
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -56,13 +58,22 @@ class StepMean(LionCallback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         names = {"samples": "sample_indices"}
-        self._count += len(getattr(as_packed(batch, self), names.get(self.items, self.items)))
+        self._batch = len(getattr(as_packed(batch, self), names.get(self.items, self.items)))
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._count += self._batch  # not where training_step returned None: that batch is no part of the step
 
     @override
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         count = torch.tensor(float(self._count), dtype=torch.float64, device=trainer.strategy.root_device)
         items = float(sum_over_replicas(count, trainer.strategy))
         self._count = 0
+        if not items and self.items in ("pairs", "answers"):  # targets may well be masked in a whole step
+            raise MisconfigurationException(
+                f'StepMean("{self.items}"): the batches of a step have no {self.items}; count what the loss is a sum '
+                'over: padded batches, and those of SFTDataModule, have "targets" and "samples"'
+            )
         # Lightning has divided by the micro-batches of a full step, and the strategy by the ranks: both are undone.
         batches = trainer.accumulate_grad_batches * Replica.of(trainer.strategy).size
         scale_gradients(pl_module, batches / items if items else 0.0)

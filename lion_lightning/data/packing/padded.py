@@ -20,8 +20,8 @@ def pack_padded(batch: Mapping[str, Any]) -> PackedBatch:
     Padding may be on either side.
 
     Args:
-        batch: ``input_ids``, ``(sequences, length)``; ``attention_mask`` of that shape, 0 at padding; and ``labels``,
-            without which there are no targets.
+        batch: ``input_ids``, ``(sequences, length)``; ``attention_mask`` of that shape, 0 at padding, without which
+            (or with None) there is no padding; and ``labels``, without which there are no targets.
 
     Raises:
         ValueError: There are no ``input_ids``, shapes differ, or a sequence has no tokens.
@@ -29,8 +29,9 @@ def pack_padded(batch: Mapping[str, Any]) -> PackedBatch:
     if not isinstance(batch.get("input_ids"), Tensor) or batch["input_ids"].dim() != 2:
         raise ValueError(f"a padded batch has `input_ids` of shape (sequences, length); this one has {sorted(batch)}")
     ids: Tensor = batch["input_ids"]
-    mask = batch.get("attention_mask", torch.ones_like(ids)).bool()
-    labels = batch.get("labels", torch.full_like(ids, -100))
+    mask, labels = (batch.get(name) for name in ("attention_mask", "labels"))  # collators leave out, or give None
+    mask = torch.ones_like(ids).bool() if mask is None else mask.bool()
+    labels = torch.full_like(ids, -100) if labels is None else labels
     if not ids.shape == mask.shape == labels.shape:
         shapes = ", ".join(f"{tuple(each.shape)}" for each in (ids, mask, labels))
         raise ValueError(f"input_ids, attention_mask and labels of a padded batch have other shapes: {shapes}")

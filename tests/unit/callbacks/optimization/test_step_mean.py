@@ -78,6 +78,25 @@ def test_what_is_counted_is_what_was_asked_for(bench: Bench, items: Any, count: 
     torch.testing.assert_close(found[0] * count, found[1])
 
 
+def test_a_micro_batch_that_was_skipped_does_not_count(bench: Bench) -> None:
+    class Skips(Summed):
+        def training_step(self, batch: PackedBatch, batch_idx: int) -> Any:
+            return super().training_step(batch, batch_idx) if batch_idx else None
+
+    rows = [short(0, 20), short(1, 5)]
+    watch = Gradients()
+    bench.fit(bench.trainer(StepMean(), watch, accumulate_grad_batches=2), Skips(), rows)
+    model = Summed().model
+    (-model(rows[1]).values.sum() / 5).backward()
+    torch.testing.assert_close(watch.found[0], model.head()[0].grad)
+
+
+@pytest.mark.parametrize("items", ["pairs", "answers"])
+def test_pairs_of_rows_that_have_none_are_refused_instead_of_a_gradient_of_zero(bench: Bench, items: Any) -> None:
+    with pytest.raises(MisconfigurationException, match=rf'StepMean\("{items}"\): the batches of a step have no'):
+        bench.fit(bench.trainer(StepMean(items)), Summed(), [tiny.row()])
+
+
 def test_modules_that_make_their_steps_themselves_are_refused(bench: Bench) -> None:
     with pytest.raises(MisconfigurationException, match="SFTModule divides its gradients by the items"):
         bench.fit(bench.trainer(StepMean()))

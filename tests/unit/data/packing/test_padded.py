@@ -44,8 +44,9 @@ def test_the_loss_of_packed_sequences_is_that_of_transformers_on_the_padded_batc
 
 
 def test_without_mask_and_labels_all_tokens_count_and_none_is_a_target() -> None:
-    batch = pack_padded({"input_ids": torch.tensor([[5, 6], [7, 8]])})
-    assert (len(batch.input_ids), len(batch.targets), batch.capacity) == (4, 0, 4)
+    for given in ({}, {"attention_mask": None, "labels": None}):
+        batch = pack_padded({"input_ids": torch.tensor([[5, 6], [7, 8]]), **given})
+        assert (len(batch.input_ids), len(batch.targets), batch.capacity) == (4, 0, 4)
 
 
 @pytest.mark.parametrize(
