@@ -22,7 +22,7 @@ from lion_lightning.one_lightning import LionCallback
 from lion_lightning.rollouts import checks, rounds
 from lion_lightning.rollouts.generate import Chunking, RoundWorker
 from lion_lightning.rollouts.maker import RoundMaker
-from lion_lightning.rollouts.metrics.rounds import ONLY_IN_SUMMARY, round_metrics
+from lion_lightning.rollouts.metrics.rounds import epoch_metrics, logged_metrics
 from lion_lightning.rollouts.prompts.curriculum import Curriculum
 from lion_lightning.rollouts.prompts.dynamic import DynamicSampling
 from lion_lightning.rollouts.prompts.history import PromptHistory
@@ -149,7 +149,6 @@ class OnPolicySampling(LionCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        checks.refuse_tensor_parallelism(trainer)
         data = checks.require_on_policy(trainer, pl_module)
         if data.items != "pairs":
             checks.refuse_pairs(data, self.pairing, type(self).make_pairs is not OnPolicySampling.make_pairs)
@@ -179,12 +178,9 @@ class OnPolicySampling(LionCallback):
             return
         self._trained = self.current
         self._report = checks.on_policy_data(trainer).report(self.current)
-        metrics, items = round_metrics(self.current), self.current.items
-        metrics |= rounds.kept_metrics(self._report, items, metrics[items])
-        others = "groups" if items == "pairs" else "pairs"
-        for name, value in metrics.items():
-            if name not in {*ONLY_IN_SUMMARY, others}:
-                pl_module.log(f"on_policy/{name}", value, on_step=False, on_epoch=True, batch_size=1)
+        metrics = epoch_metrics(self.current, self._report)
+        for name, value in logged_metrics(metrics, self.current.items).items():
+            pl_module.log(f"on_policy/{name}", value, on_step=False, on_epoch=True, batch_size=1)
         self._write_summary(trainer, {f"on_policy/{name}": value for name, value in metrics.items()})
 
     @override
@@ -241,10 +237,9 @@ class OnPolicySampling(LionCallback):
         data = checks.on_policy_data(trainer)
         trained: Any = find_policy(module, "OnPolicySampling")
         policy = RolloutPolicy(trained, data.tokenizer, Ranks.of(trainer.strategy))
-        limit = data.prompt_limit
-        asked = self.choose_prompts(trainer, data.pool, number, limit)
+        asked = self.choose_prompts(trainer, data.pool, number, data.prompt_limit)
         prompts = [rollout.prompt for rollout in (*asked.prompts, *asked.monitors)]
-        settings = rounds.round_settings(self.sampling_settings(), policy.digest(), prompts, limit)
+        settings = rounds.round_settings(self.sampling_settings(), policy.digest(), prompts, data.prompt_limit)
         identity = policy.ranks.broadcast(hash_json(settings))
         worker = RoundWorker.of(policy.ranks, path.with_name(f"{path.stem}.parts-{identity[:12]}"))
         stored = Round(path)

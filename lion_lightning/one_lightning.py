@@ -6,11 +6,11 @@ Each refuses what is of the other by ``isinstance``, or ignores it without a wor
 from __future__ import annotations
 
 import sys
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
@@ -29,6 +29,29 @@ class LionCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         require_one_lightning(self, trainer, pl_module, getattr(trainer, "datamodule", None))
         super().setup(trainer, pl_module, stage)
+
+
+class LionDataModule(LightningDataModule):
+    """A data module that refuses a Trainer of ``pytorch_lightning``, and warns where a file that makes it imports that.
+
+    Raises:
+        MisconfigurationException: Where a Trainer of that package is set.
+    """
+
+    def __init__(self) -> None:
+        """Look at the files that make the data module."""
+        super().__init__()
+        warn_of_other_lightning(self)
+
+    @property  # type: ignore[explicit-override]
+    def trainer(self) -> Trainer | None:
+        """The Trainer that the data is attached to."""
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        require_one_lightning(self, trainer)
+        self._trainer = trainer
 
 
 def require_one_lightning(owner: object, *others: object) -> None:
@@ -56,17 +79,15 @@ def warn_of_other_lightning(owner: object) -> None:
     """
     frame = sys._getframe(1) if OTHER in sys.modules else None
     while frame is not None:
-        if not _is_other(sys.modules.get(frame.f_globals.get("__name__", ""))) and _imports_other(frame):
+        if not _is_other(sys.modules.get(frame.f_globals.get("__name__", ""))) and any(
+            _is_other(value) for value in [*frame.f_globals.values()]
+        ):
             rank_zero_warn(
                 f"{frame.f_code.co_filename} imports pytorch_lightning, whose Trainer and modules do not take "
                 f"{type(owner).__name__}, which is built on lightning.pytorch: {FIX}"
             )
             return
         frame = frame.f_back
-
-
-def _imports_other(frame: FrameType) -> bool:
-    return any(_is_other(value) for value in [*frame.f_globals.values()])
 
 
 def _is_other(value: Any) -> bool:

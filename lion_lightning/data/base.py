@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lightning.pytorch import LightningDataModule, Trainer
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
@@ -18,7 +17,7 @@ from lion_lightning.data.document_filters.applied import AppliedFilters
 from lion_lightning.data.document_filters.base import DocumentFilter
 from lion_lightning.data.packing.best_fit import BestFit, Packing
 from lion_lightning.data.packing.loader import PackedLoader
-from lion_lightning.data.reports.description import describe_data
+from lion_lightning.data.reports.description import describe_data, describe_messages, reports_of
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.selection.documents import Documents, Selection
 from lion_lightning.data.selection.mixture import Filters, Mixture, deduplicate, hold_out, mix, remove_shared
@@ -34,7 +33,7 @@ from lion_lightning.distributed.rendezvous import ALONE, rendezvous
 from lion_lightning.distributed.replicas import Replica
 from lion_lightning.distributed.same_settings import check_same_on_all_ranks, flat
 from lion_lightning.models.tokenizer import TokenizerSpec
-from lion_lightning.one_lightning import require_one_lightning, warn_of_other_lightning
+from lion_lightning.one_lightning import LionDataModule
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ KNOWN = ("data.filters", "data.validation_filters", "data.row_length", "data.bat
 """Settings that the loader has itself, or that follow from others."""
 
 
-class PackedDataModule(LightningDataModule, ABC):
+class PackedDataModule(LionDataModule, ABC):
     """Packed rows of a mixture of sources; a subclass says how rows are encoded and which of them are left out.
 
     The sources are tokenized once and found again by content, also by later runs. An example that several sources hold
@@ -96,7 +95,6 @@ class PackedDataModule(LightningDataModule, ABC):
     ) -> None:
         """Check the arguments; nothing is read before :meth:`prepare_data`."""
         super().__init__()
-        warn_of_other_lightning(self)
         self.require_sources(sources)
         check_sources(sources, validation, validation_share)
         check_at_least(batch_size=(batch_size, 1), seed=(seed, 0), num_workers=(num_workers, 0))
@@ -114,16 +112,6 @@ class PackedDataModule(LightningDataModule, ABC):
         self.workers = ALONE
         self.digests: dict[int, str] = {}
         self._warned: set[str] = set()
-
-    @property  # type: ignore[explicit-override]
-    def trainer(self) -> Trainer | None:
-        """The Trainer that the data is attached to."""
-        return self._trainer
-
-    @trainer.setter
-    def trainer(self, trainer: Trainer | None) -> None:
-        require_one_lightning(self, trainer)
-        self._trainer = trainer
 
     @abstractmethod
     def make_encoder(self) -> Encoder:
@@ -193,7 +181,7 @@ class PackedDataModule(LightningDataModule, ABC):
             self.validation_mixture = mixed(held, self.validation_filters) if held else None
         for line in [*self.reports, *self.notes(), *(self.streamed.describe() if self.streamed else ())]:
             logger.info("train: %s", line)
-        for report in _reports(self.validation_mixture):
+        for report in reports_of(self.validation_mixture):
             logger.info("validation: %s", report)
 
     @contextmanager
@@ -244,9 +232,8 @@ class PackedDataModule(LightningDataModule, ABC):
         shuffle = not getattr(self.trainer, "overfit_batches", 0)
         if self.streamed is not None:
             options = self._loading() | {"settings": self.batch_settings(), "shuffle": shuffle, "warn": self.warn}
-            made = StreamLoader.of(self.streamed, self.trainer, **options)
-            self._stream_loader = made
-            return made
+            self._stream_loader = StreamLoader.of(self.streamed, self.trainer, **options)
+            return self._stream_loader
         assert self.train_mixture is not None, "call setup() first"
         return self.loader(self.train_mixture, shuffle)
 
@@ -269,14 +256,13 @@ class PackedDataModule(LightningDataModule, ABC):
     def _loading(self) -> dict[str, Any]:
         """Arguments of both kinds of loaders."""
         replica = Replica.of(getattr(self.trainer, "strategy", None))
-        names = ("packing", "batch_size", "seed", "num_workers")
-        own = {name: getattr(self, name) for name in names}
+        own = {name: getattr(self, name) for name in ("packing", "batch_size", "seed", "num_workers")}
         return {**own, "rank": replica.rank, "world_size": replica.size, "capacity": self.row_length}
 
     @property
     def reports(self) -> list[SourceReport]:
         """Counts of each training source; of a stream in the present epoch, as far as it was read."""
-        return self._stream_loader.reports if self._stream_loader else _reports(self.train_mixture)
+        return self._stream_loader.reports if self._stream_loader else reports_of(self.train_mixture)
 
     def description(self) -> dict[str, Any]:
         """Settings, sources and, after :meth:`setup`, their reports, as plain data: for a model card."""
@@ -299,9 +285,7 @@ class PackedDataModule(LightningDataModule, ABC):
 
     def row_messages(self) -> dict[str, list[str]]:
         """Messages about the rows, by source, for the start-up summary; those about all of them are under ``all``."""
-        reports = [*self.reports, *_reports(self.validation_mixture)]
-        by_source = {report.name: report.messages.describe(report.rows) for report in reports}
-        return by_source | ({"all": notes} if (notes := self.notes()) else {})
+        return describe_messages(self)
 
     def notes(self) -> list[str]:
         """Lines about the training documents that the reports do not have."""
@@ -313,7 +297,3 @@ class PackedDataModule(LightningDataModule, ABC):
             if self._ranks.is_first and text not in self._warned:
                 logger.warning("%s", text)
             self._warned.add(text)
-
-
-def _reports(mixture: Mixture | None) -> list[SourceReport]:
-    return mixture.reports if mixture else []

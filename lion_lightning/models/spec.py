@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lion_lightning.models.checkpoints.export_files import require_intact
@@ -25,7 +25,7 @@ from lion_lightning.models.embeddings import (
     train_padding_row,
     vocabulary_rows,
 )
-from lion_lightning.models.generation.settings import stored_settings, within_vocabulary
+from lion_lightning.models.generation.settings import settings_of_model
 from lion_lightning.models.lora import LoRASpec
 from lion_lightning.models.model_configs import (
     config_from,
@@ -266,10 +266,7 @@ class PolicySpec:
             require_safetensors(Path(self.path))
             require_intact(Path(self.path))
         source = self.path or self.config
-        settings = GenerationConfig()  # type: ignore[no-untyped-call]
-        if isinstance(source, str):  # a mapping brings none
-            size = config.get_text_config().vocab_size
-            settings = within_vocabulary(stored_settings(source, self.revision), size, source)
+        settings = settings_of_model(source, self.revision, config)
         try:
             if self.path is not None and rows is None:
                 model = self._load_weights(self.path, config, {**options, "generation_config": settings})

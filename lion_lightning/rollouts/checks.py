@@ -36,6 +36,11 @@ def on_policy_data(trainer: Trainer) -> RoundDataModule:
 
 def require_on_policy(trainer: Trainer, module: LightningModule) -> RoundDataModule:
     """Refuse a trainer, module or data module that on-policy sampling can't work with; the data module, if they fit."""
+    if tensor_parallel_size(trainer.strategy) > 1:  # such ranks share a layer, and so run the same rows
+        raise MisconfigurationException(
+            "OnPolicySampling: each rank samples answers of its own, which ranks that share layers cannot; leave "
+            "tensor_parallel_size at 1"
+        )
     data = on_policy_data(trainer)
     if trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
         raise MisconfigurationException(
@@ -45,15 +50,6 @@ def require_on_policy(trainer: Trainer, module: LightningModule) -> RoundDataMod
     if builds_early(module):
         find_policy(module, "OnPolicySampling")
     return data
-
-
-def refuse_tensor_parallelism(trainer: Trainer) -> None:
-    """Refuse ranks that share a layer and so run the same rows, where each is to sample answers of its own."""
-    if tensor_parallel_size(trainer.strategy) > 1:
-        raise MisconfigurationException(
-            "OnPolicySampling: each rank samples answers of its own, which ranks that share layers cannot; leave "
-            "tensor_parallel_size at 1"
-        )
 
 
 def require_own_answers(module: Any, sampler: Sampler, original_chosen: float) -> None:

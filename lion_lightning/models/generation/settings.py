@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
@@ -32,6 +32,22 @@ def stored_settings(source: str, revision: str | None = None) -> GenerationConfi
         if file is not None:
             return _read(Path(file), kept)
     return plain_settings({})
+
+
+def settings_of_model(source: object, revision: str | None, config: PretrainedConfig) -> GenerationConfig:
+    """Stored settings without ids that the model has no row for; a config given as a mapping comes with none.
+
+    Args:
+        source: Folder or hub id; a mapping has no settings.
+        revision: Hub revision.
+        config: The model's config, with the size of the stored vocabulary.
+
+    Raises:
+        ValueError: The file holds something else.
+    """
+    if not isinstance(source, str):
+        return GenerationConfig()  # type: ignore[no-untyped-call]
+    return within_vocabulary(stored_settings(source, revision), config.get_text_config().vocab_size, source)
 
 
 def plain_settings(settings: Mapping[str, Any]) -> GenerationConfig:

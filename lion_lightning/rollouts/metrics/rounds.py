@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from statistics import fmean, pstdev
+from typing import Any
 
 from lion_lightning.rollouts.metrics.diversity import distinct, self_bleu
 from lion_lightning.rollouts.metrics.verified import mean, verified_metrics
 from lion_lightning.rollouts.rollout import Rollout
-from lion_lightning.rollouts.rounds import Round
+from lion_lightning.rollouts.rounds import Round, kept_metrics
 
 MAX_SELF_BLEU_PROMPTS, MAX_SELF_BLEU_ANSWERS = 200, 8
 """Prompts that ``self_bleu`` is computed on, drawn with a fixed seed, and the first answers of each: every two are
@@ -69,6 +70,28 @@ def round_metrics(finished: Round) -> dict[str, float]:
         **({"waves": float(len(finished.metadata["waves"]))} if finished.metadata.get("dynamic") else {}),
         **verified_metrics(trained, monitors),
     }
+
+
+def epoch_metrics(finished: Round, report: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics of a round with the share that the data module's filters kept of it.
+
+    Args:
+        finished: The round.
+        report: The data module's report on it.
+    """
+    metrics = round_metrics(finished)
+    return metrics | kept_metrics(report, finished.items, metrics[finished.items])
+
+
+def logged_metrics(metrics: Mapping[str, float], items: str) -> dict[str, float]:
+    """Those of a round's metrics that are logged as ``on_policy/*``: not the number of pairs where groups are trained.
+
+    Args:
+        metrics: All metrics.
+        items: What is trained, ``pairs`` or ``groups``.
+    """
+    others = {"pairs", "groups"} - {items}
+    return {name: value for name, value in metrics.items() if name not in ONLY_IN_SUMMARY | others}
 
 
 def wins(rollout: Rollout) -> float:
