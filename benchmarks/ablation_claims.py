@@ -79,13 +79,13 @@ CLAIMS = (
 
 
 class Decision(NamedTuple):
-    """What became of a claim.
+    """Decision on a claim.
 
     Attributes:
         outcome: ``first``, ``second`` (is better), ``equal``, or empty while it is open.
         interval: Of the mean difference, at the seed at which it was decided, or the last.
         seeds: How many these are.
-        firm: Whether the interval of ``FIRM_LEVEL`` excludes zero too; True for ``equal``.
+        firm: True if the interval of ``FIRM_LEVEL`` excludes zero too, and for ``equal``.
     """
 
     outcome: str

@@ -43,10 +43,10 @@ def variant_table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> lis
     """A line for each variant: mean grade over its seeds, its parts, steps and seconds.
 
     Args:
-        results: What was measured, by variant and seed.
+        results: Measurements by variant and seed.
     """
-    first = next((one for seeds in results.values() for one in seeds.values() if one["parts"]), {"parts": {}})
-    parts = list(first["parts"])
+    every = [one for seeds in results.values() for one in seeds.values()]
+    parts: list[str] = next((list(one["parts"]) for one in every if one["parts"]), [])
     columns = ["variant", "seeds", "mean grade", *parts, "steps", "seconds"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name in VARIANTS:

@@ -1,7 +1,7 @@
-"""What ablations.py trains: each variant is a shipped config of the demo with something changed.
+"""Variants that ablations.py trains: each is a shipped config of the demo with something changed.
 
 A variant starts from another one's export, as the stages of `lion run` do. So that objectives are compared each at a
-rate that suits it, those with rates to choose from were trained once at each rate on a seed of its own
+rate that suits it, those with rates to choose from were trained once at each rate on a seed that decides nothing else
 (`python benchmarks/ablations.py --rates`), and the best mean grade decided; results/ablation_rates.json keeps what came
 of it.
 """
@@ -153,7 +153,7 @@ def stages_of(seed: int, out: Path, rates: Mapping[str, float]) -> dict[str, Sta
     """
     stages: dict[str, Config] = {}
     for name, variant in VARIANTS.items():
-        # Variants of a config without rates of their own have that of its first one.
+        # Without rates to choose from, a variant has the rate of its config's first variant.
         first = next(other for other, one in VARIANTS.items() if one.config == variant.config)
         rate = rates.get(name, rates.get(first))
         change = variant.change if rate is None else merged(variant.change, with_rate(rate))

@@ -38,7 +38,7 @@ RESULTS, RATES = HERE / "results" / "ablations.json", HERE / "results" / "ablati
 RATE_SEED = 100
 
 Results = dict[str, dict[str, dict[str, Any]]]
-"""What was measured, by variant and seed."""
+"""Measurements by variant and seed."""
 
 
 def run_variants(names: Iterable[str], stages: dict[str, StagePlan], out: Path, workers: int) -> None:
@@ -60,7 +60,7 @@ def run_variants(names: Iterable[str], stages: dict[str, StagePlan], out: Path, 
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """What a finished variant gave: its grade on the held-out questions, its losses and its cost."""
+    """Measurements of a finished variant: its grade on the held-out questions, its losses and its cost."""
     stage = read_stage(folder)
     graded = stage.evaluation.get("accuracy", {})
     found = {"grade": graded.get("estimate"), "by": {key: one["estimate"] for key, one in graded.get("by", {}).items()}}
@@ -86,12 +86,12 @@ def differences(claim: Claim, results: Results) -> list[float]:
 
 
 def decisions(results: Results) -> list[tuple[Claim, Decision]]:
-    """Each claim with what became of it so far."""
+    """Each claim with its decision so far."""
     return [(claim, decide(differences(claim, results))) for claim in CLAIMS]
 
 
 def search_rates(out: Path, workers: int) -> dict[str, dict[str, float]]:
-    """Grade of each variant with rates to choose from at each of them, on a seed of its own."""
+    """Grade by variant and rate, of the variants with rates to choose from, on a seed that decides nothing else."""
     found: dict[str, dict[str, float]] = {}
     folder = out / f"seed-{RATE_SEED}"
     for start in ("sft", "dpo"):  # offline objectives, and then the online ones from the best DPO
@@ -116,6 +116,28 @@ def _moved(stage: StagePlan, folder: Path) -> StagePlan:
         json.dumps(stage.config).replace(f"{stage.folder}/", f"{folder}/").replace(f'"{stage.folder}"', f'"{folder}"')
     )
     return stage._replace(name=folder.name, folder=folder, config=json.loads(text))
+
+
+def run_seed(seed: int, open_claims: Sequence[Claim], results: Results, out: Path, workers: int) -> None:
+    """Train what the open claims need of a seed, and add its measurements to the results and their file.
+
+    Args:
+        seed: The seed.
+        open_claims: Claims that are not decided yet.
+        results: Measurements so far, changed in place.
+        out: Folder of all seeds.
+        workers: Trainings at the same time.
+    """
+    began = time.monotonic()
+    names = needed({name for claim in open_claims for name in (claim.first, claim.second)})
+    names = [name for name in names if str(seed) not in results.get(name, {})]
+    stages = stages_of(seed, out, best_rates(_read(RATES)))
+    run_variants(names, stages, out / f"seed-{seed}", workers)
+    for name in names:
+        results.setdefault(name, {})[str(seed)] = measured(stages[name].folder)
+    _write(RESULTS, results)
+    taken = clock(time.monotonic() - began)
+    print(f"seed {seed}: {len(names)} trainings in {taken}; {len(open_claims)} claims were open", flush=True)
 
 
 def best_rates(found: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -164,18 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         open_claims = [claim for claim, decision in decisions(results) if not decision.outcome]
         if not open_claims:
             break
-        began = time.monotonic()
-        names = needed({name for claim in open_claims for name in (claim.first, claim.second)})
-        names = [name for name in names if str(seed) not in results.get(name, {})]
-        run_variants(
-            names, stages_of(seed, options.out, best_rates(_read(RATES))), options.out / f"seed-{seed}", options.workers
-        )
-        for name, stage in stages_of(seed, options.out, {}).items():
-            if name in names:
-                results.setdefault(name, {})[str(seed)] = measured(stage.folder)
-        _write(RESULTS, results)
-        taken = clock(time.monotonic() - began)
-        print(f"seed {seed}: {len(names)} trainings in {taken}; {len(open_claims)} claims were open", flush=True)
+        run_seed(seed, open_claims, results, options.out, options.workers)
     show(results, options.page, options.figure)
 
 

@@ -1,4 +1,4 @@
-"""What HealthMonitor finds: faults planted into small runs of the demo, and healthy runs of it.
+"""Findings of HealthMonitor: faults planted into small runs of the demo, and healthy runs of it.
 
     make demo                                       # or: lion run configs/pipeline.yaml
     python benchmarks/health.py --recorded runs/pipeline/seed-*/*

@@ -34,8 +34,8 @@ class Case(NamedTuple):
         change: What is changed in the config.
         factor: Of the config's learning rate.
         sampling: What is changed in the arguments of OnPolicySampling.
-        judges: Weights of :class:`health_plants.Likes` beside the config's own judge (weight 1), by what it likes.
-        own: Weight of the config's own judge beside those.
+        judges: Weights of :class:`health_plants.Likes` added to the config's judge (weight 1), by what it likes.
+        own: Weight of the config's judge.
         callbacks: Callbacks that are added.
         symptom: What is to be found; None for a healthy run.
     """

@@ -106,7 +106,7 @@ LIKED: dict[str, Callable[[str], float]] = {
     "sevens": lambda text: float(text.count("7") > 1),
     "u": lambda text: float(text.count("u") > 1),
 }
-"""What a judge may score: names of scores, and how each is made of an answer."""
+"""Scores of an answer that a judge may give, by name."""
 
 
 class Likes:
@@ -120,7 +120,7 @@ class Likes:
         self.what = what
 
     def identity(self) -> dict[str, Any]:
-        """What it likes."""
+        """Settings that decide the scores."""
         return {"judge": "Likes", "what": self.what}
 
     def score(self, prompts: Sequence[Any], answers: Sequence[Sequence[str]]) -> list[list[float]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from lion_lightning.callbacks.monitors.health import Detector, Finding, Sampled, Step
+from lion_lightning.callbacks.monitors.health import Finding, Sampled, Step
 from lion_lightning.callbacks.monitors.health.monitor import DETECTORS, WORSE
 from lion_lightning.callbacks.monitors.health.views import sampled_of
 from lion_lightning.rollouts.rollout import Rollout
@@ -113,7 +113,7 @@ def _remade(stream: Stream, rollout: Rollout, progress: float, random: Random) -
     texts = [answer.text for answer in rollout.sampled]
     group = stream.groups(list(zip(texts, rollout.sampled_scores, right, strict=True)), progress, random)
     answers = tuple(Answer(text, token_ids=tuple(map(ord, text))) for text, *_ in group)
-    scores, rights = (tuple(one[place] for one in group) for place in (1, 2))
+    scores, rights = tuple(score for _, score, _ in group), tuple(is_right for *_, is_right in group)
     usable = tuple(range(len(group)))
     return replace(
         rollout, answers=answers, scores=scores, right=rights, by_judge={}, num_added=0, usable=usable, final_answers=()
@@ -141,19 +141,18 @@ def recorded(folder: Path) -> Iterator[tuple[float, Any]]:
 
 
 def found(events: Iterable[tuple[float, Any]]) -> list[Finding]:
-    """What all detectors find, each symptom once, and again if it is twice as bad, as the callback reports them."""
+    """Findings of all detectors, each symptom once, and again if it is twice as bad, as the callback reports them."""
     detectors = [detector() for detector in DETECTORS]
     reported, findings = dict[str, float](), list[Finding]()
     for moment, event in events:
         for detector in detectors:
-            finding = _see(detector, int(moment), event)
+            if isinstance(event, Step):
+                finding = detector.on_step(event)
+            elif isinstance(event, Sampled):
+                finding = detector.on_round(event)
+            else:  # metrics of a validation
+                finding = detector.on_validation(int(moment), event)
             if finding and finding.severity >= WORSE * reported.get(finding.symptom, 0.0):
                 reported[finding.symptom] = finding.severity
                 findings.append(finding)
     return findings
-
-
-def _see(detector: Detector, moment: int, event: Any) -> Finding | None:
-    if isinstance(event, Step):
-        return detector.on_step(event)
-    return detector.on_round(event) if isinstance(event, Sampled) else detector.on_validation(moment, event)

@@ -8,15 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from typing_extensions import override
 
 
 class Rounds(LightningDataModule):
-    """An epoch a round, and nothing to sample.
+    """One round per epoch, and nothing to sample.
 
     Args:
-        rounds: Of each its micro-batches.
+        rounds: Micro-batches of each round.
         folder: Where log-probs of a round are kept.
-        loader: From the micro-batches of a round to their batches.
+        loader: Makes the loader of a round from its micro-batches.
     """
 
     items = "groups"
@@ -27,18 +28,14 @@ class Rounds(LightningDataModule):
 
     @property
     def current_round(self) -> Any:
-        """Its number and its path."""
+        """Number and path of the epoch's round."""
         number = self.trainer.current_epoch  # type: ignore[union-attr]
         return SimpleNamespace(number=number, path=Path(self.folder, f"round-{number}"))
 
     def is_used_again(self, epoch: int) -> bool:
-        """No round is.
-
-        Args:
-            epoch: Which.
-        """
+        """False: every epoch has another round."""
         return False
 
+    @override
     def train_dataloader(self) -> Any:
-        """The batches of the round."""
         return self.loader(self.rounds[self.current_round.number])

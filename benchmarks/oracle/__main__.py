@@ -54,7 +54,7 @@ def quiet() -> None:
 
     os.environ |= {"TRL_EXPERIMENTAL_SILENCE": "1", "TQDM_DISABLE": "1"}
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore")

@@ -26,12 +26,12 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class Models:
-    """The policy that is trained and the one that it starts from.
+    """The policy, and its copy before training as the reference.
 
     Args:
-        prepared: Where they are.
-        settings: Of training.
-        reward: Whether it is a reward model.
+        prepared: Rows and models.
+        settings: Settings of the training.
+        reward: True for a reward model.
     """
 
     def __init__(self, prepared: Prepared, settings: Settings, reward: bool = False) -> None:
@@ -44,9 +44,9 @@ class Models:
     def ids(self, prompt: Turns, answer: Turns) -> tuple[list[int], list[int]]:
         """Tokens of a prompt with the start of an answer, and of the answer with its end."""
         render = partial(self.tokenizer.apply_chat_template, return_dict=False)
-        before, whole = render(prompt, add_generation_prompt=True), render(prompt + answer)
-        assert whole[: len(before)] == before
-        return before, whole[len(before) :]
+        before, both = render(prompt, add_generation_prompt=True), render(prompt + answer)
+        assert both[: len(before)] == before
+        return before, both[len(before) :]
 
     def logps(self, prompt: Turns, answer: Turns, model: Any = None) -> Tensor:
         """``(tokens,)`` log-probs of an answer's tokens; the policy's where no model is given."""
@@ -56,7 +56,7 @@ class Models:
         return predicted[torch.arange(len(after)), torch.tensor(after)]
 
     def both(self, prompt: Turns, answer: Turns) -> tuple[Tensor, Tensor]:
-        """The policy's and the reference's."""
+        """``(tokens,)`` log-probs of policy and reference."""
         with torch.no_grad():
             reference = self.logps(prompt, answer, self.reference)
         return self.logps(prompt, answer), reference
@@ -81,10 +81,10 @@ def train(kind: str, objective: Objective, prepared: Prepared, settings: Setting
     """Train with AdamW (arXiv 1711.05101, algorithm 2) at a constant rate.
 
     Args:
-        kind: Of rows.
-        objective: What to descend.
+        kind: Kind of the rows.
+        objective: Gives the loss of a step.
         prepared: Rows and models.
-        settings: Of training.
+        settings: Settings of the training.
     """
     models = Models(prepared, settings, reward=objective is reward)
     rows = prepared.rows(kind)
@@ -105,7 +105,7 @@ def train(kind: str, objective: Objective, prepared: Prepared, settings: Setting
 
 
 def _steps(rows: list[Row], settings: Settings) -> Iterator[MicroBatches]:
-    """A list of micro-batches each."""
+    """The micro-batches of each optimizer step."""
     yield from grouped(grouped(rows, settings.micro_batch), settings.accumulate)
 
 

@@ -1,4 +1,4 @@
-"""What all sides are told, what each tells of a step, and how far apart they are."""
+"""Settings of all sides, what they log at a step, and the differences between two sides."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ TOLERANCE = 1e-4
 
 
 class Step(NamedTuple):
-    """What a side tells of an optimizer step.
+    """Numbers of an optimizer step.
 
     Attributes:
-        loss: Of the step, as the trainer logs it.
-        norm: Of the gradient before clipping, as the trainer logs it.
+        loss: Loss of the step, as the trainer logs it.
+        norm: Norm of the gradient before clipping, as the trainer logs it.
     """
 
     loss: float
@@ -23,7 +23,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """Of training, the same on all sides. Dropout is off, and weights and arithmetic are fp32.
+    """Settings of a training, the same on all sides. Dropout is off, and weights and arithmetic are fp32.
 
     Attributes:
         steps: Optimizer steps.
@@ -33,10 +33,10 @@ class Settings:
         optimizer: ``adamw`` or ``sgd``.
         learning_rate: The peak.
         warmup: Optimizer steps of a warmup that a straight line to zero follows; None for a constant rate.
-        their_schedule: Whether our side has the schedule of ``transformers``, too.
-        weight_decay: Of matrices; norms have none.
+        their_schedule: True if our side has the schedule of ``transformers``, too.
+        weight_decay: Weight decay of matrices; norms have none.
         clip: Largest norm of the gradient.
-        attention: Of the models that are not packed: ``eager`` or ``sdpa``.
+        attention: Attention of the models that are not packed: ``eager`` or ``sdpa``.
         updates: Optimizer steps on a round of answers, for policy gradients.
     """
 
@@ -83,7 +83,7 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether both are within the tolerance at every step; what is not a number is not."""
+        """True if both are within the tolerance at every step, and no number is NaN."""
         return self.loss <= TOLERANCE and self.norm <= TOLERANCE
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lion_lightning.losses import BCOPairLoss
 
@@ -106,11 +107,11 @@ MODULATION = Difference(POWER.why, "trl.trainer.dpo_trainer", "exp_component = t
 
 
 class BCOWithoutShift(BCOPairLoss):
-    """Its shift is 0, as TRL's."""
+    """BCO with a shift of 0, as in TRL."""
 
     @property
+    @override
     def shift(self) -> Tensor:
-        """0."""
         return torch.zeros(())
 
 
@@ -118,7 +119,7 @@ def likelihood_of_answers(trainer: Any) -> Any:
     """ORPOTrainer with the likelihood of the answers alone, every pair with the same weight.
 
     Args:
-        trainer: The class.
+        trainer: ORPOTrainer.
     """
 
     class OfAnswers(trainer):  # type: ignore[misc]

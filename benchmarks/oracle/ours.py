@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 from transformers import get_linear_schedule_with_warmup
+from typing_extensions import override
 
 from benchmarks.oracle.comparison import Settings, Step
 from benchmarks.oracle.rows import Prepared, grouped
@@ -44,9 +45,9 @@ class Record(Callback):
     def __init__(self) -> None:
         self.steps: list[Step] = []
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
-        """After each micro-batch; those that end no step log nothing new."""
-        if trainer.global_step > len(self.steps):
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step > len(self.steps):  # micro-batches that end no step log nothing new
             found = trainer.callback_metrics
             self.steps.append(Step(found["train/loss"].item(), found["train/grad_norm"].item()))
 
@@ -56,9 +57,9 @@ def sft(prepared: Prepared, settings: Settings, loss: TokenLoss | None = None, *
 
     Args:
         prepared: Rows and models.
-        settings: Of training.
-        loss: Per token.
-        **data: Of the data module.
+        settings: Settings of the training.
+        loss: Loss per token.
+        **data: Arguments of the data module.
     """
     module = SFTModule(str(prepared.model()), loss=loss, **_optimization(settings))
     return _train(module, _samples(prepared, "conversations", SFTDataModule, **data), settings)
@@ -69,8 +70,8 @@ def pairs(prepared: Prepared, settings: Settings, loss: PreferenceLoss) -> list[
 
     Args:
         prepared: Rows and models.
-        settings: Of training.
-        loss: Of a pair.
+        settings: Settings of the training.
+        loss: Loss per pair.
     """
     with tempfile.TemporaryDirectory() as cached:
         reference = CachedReference(cache_dir=cached) if loss.needs_reference else None
@@ -83,9 +84,9 @@ def labeled(prepared: Prepared, settings: Settings, loss: AnswerLoss, rotated: b
 
     Args:
         prepared: Rows and models.
-        settings: Of training.
-        loss: Of an answer.
-        rotated: Whether the answers of a micro-batch are each other's mismatched ones, as they are TRL's.
+        settings: Settings of the training.
+        loss: Loss per answer.
+        rotated: True to take mismatched answers from the same micro-batch, as TRL does.
     """
     samples = _samples(prepared, "labeled", UnpairedDataModule, mismatched=loss.needs_mismatched)
     if rotated:
@@ -101,8 +102,8 @@ def reward(prepared: Prepared, settings: Settings, **options: float) -> list[Ste
 
     Args:
         prepared: Rows and models.
-        settings: Of training.
-        **options: Of the module.
+        settings: Settings of the training.
+        **options: Arguments of the module.
     """
     module = RewardModule(str(prepared.model("reward")), **options, **_optimization(settings))
     return _train(module, _samples(prepared, "pairs", PreferenceDataModule), settings)
@@ -113,8 +114,8 @@ def groups(prepared: Prepared, settings: Settings, loss: PolicyGradientLoss) -> 
 
     Args:
         prepared: Rows and models.
-        settings: Of training; a round is ``updates`` optimizer steps.
-        loss: Of a group.
+        settings: Settings of the training; a round is ``updates`` optimizer steps.
+        loss: Loss per group.
     """
     samples = _samples(prepared, "groups", GroupDataModule, keep_equal=True)[: settings.rows]
     rounds = grouped(samples, settings.updates * settings.accumulate * settings.micro_batch)
@@ -129,7 +130,7 @@ def groups(prepared: Prepared, settings: Settings, loss: PolicyGradientLoss) -> 
 
 @cache
 def _samples(prepared: Prepared, file: str, kind: Callable[..., PackedDataModule], **options: Any) -> list[Sample]:
-    """What a data module makes of the rows, in their order."""
+    """The rows as samples of a data module, in their order."""
     with tempfile.TemporaryDirectory() as stores:
         tokenizer = TokenizerSpec(str(prepared.model()))
         data = kind([Source(str(prepared.file(file)))], tokenizer, cache_dir=stores, **options)

@@ -1,4 +1,4 @@
-"""What came of the cases: a table, and a file with every step."""
+"""Results of the cases: a table, and a file with every step."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Row:
 
     @staticmethod
     def of(case: Case, ours: Sequence[Step], theirs: Sequence[Step]) -> Row:
-        """What came of a case.
+        """The line of a case.
 
         Args:
-            case: Which.
+            case: The case.
             ours: Our steps.
             theirs: The other side's.
         """
@@ -51,16 +51,16 @@ class Row:
 
     @property
     def found(self) -> Comparison:
-        """How far they are apart."""
+        """The comparison of both sides."""
         return Comparison(self.ours, self.theirs)
 
     @property
     def expected(self) -> bool:
-        """Whether they differ where a difference is named, and agree elsewhere."""
+        """True if they differ where a difference is named, or agree where none is."""
         return self.found.agrees == (self.why is None)
 
     def line(self) -> str:
-        """In Markdown."""
+        """The line in Markdown."""
         verdict = "agrees" if self.why is None else f"differs: {self.why} (`{self.place}`)"
         if not self.expected:
             verdict = "**DIFFERS, and nothing says why**" if self.why is None else f"**AGREES**, though: {self.why}"
@@ -72,7 +72,7 @@ def table(rows: Iterable[Row]) -> list[str]:
     """Lines of Markdown.
 
     Args:
-        rows: In their order.
+        rows: Rows in the order of the table.
     """
     return [*HEADER, *(row.line() for row in rows)]
 
@@ -94,9 +94,9 @@ def save(path: Path, rows: Iterable[Row], **more: Any) -> None:
     """Write every step of every case, a case a line.
 
     Args:
-        path: Where to.
-        rows: In their order.
-        **more: What else belongs to them, by name.
+        path: File to write.
+        rows: Rows in the order of the cases.
+        **more: Further values for the head of the file.
     """
     lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
     head = json.dumps({"tolerance": TOLERANCE, **more}, indent=1).removesuffix("\n}")
@@ -107,8 +107,8 @@ def merged(known: Iterable[Row], new: Iterable[Row], order: Sequence[tuple[str, 
     """Rows that are known, renewed by others, in the order of the cases; those that are no case any more are left out.
 
     Args:
-        known: Of a file.
-        new: Of this run.
+        known: Rows of a file.
+        new: Rows of this run.
         order: Objective and other side of all cases.
     """
     by_name = {(row.objective, row.other): row for row in (*known, *new)}

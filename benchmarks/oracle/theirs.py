@@ -33,6 +33,7 @@ from trl import (  # type: ignore[attr-defined]
 )
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+from typing_extensions import override
 
 from benchmarks.oracle.comparison import Settings, Step
 from benchmarks.oracle.rows import GROUP, LONGEST, Prepared, Row, grade
@@ -56,9 +57,9 @@ class Record(TrainerCallback):
     def __init__(self) -> None:
         self.steps: list[Step] = []
 
-    def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
-        """After each step, and once more at the end, with the mean loss."""
-        if "grad_norm" in logs:
+    @override
+    def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:  # type: ignore[override]
+        if "grad_norm" in logs:  # not in the last call, which has the mean loss of all steps
             self.steps.append(Step(logs["loss"], logs["grad_norm"]))
 
 
@@ -75,19 +76,16 @@ def train(
 
     Args:
         prepared: Rows and models.
-        settings: Of training.
-        name: Of the trainer.
-        columns: What all rows have besides.
-        changed: From the trainer's class to one without a difference; None leaves it as it is.
-        attention: Another than that of the settings.
+        settings: Settings of the training.
+        name: Name of the trainer.
+        columns: Columns to add to all rows.
+        changed: Makes a class without a difference of the trainer's; None leaves it as it is.
+        attention: Attention in place of that of the settings.
         **own: Settings of the objective.
     """
     kind, config, file = KINDS[name]
     rows = prepared.rows(file)[: settings.rows]
-    folder, models = (prepared.model(), AutoModelForCausalLM)
-    if name == "RewardTrainer":
-        folder, models = (prepared.model("reward"), AutoModelForSequenceClassification)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = _model(prepared, name, attention or settings.attention)
     record, arguments, more = Record(), _arguments(settings), dict[str, Any]()
     if file == "groups":
         kind, more = _answering(kind, rows, tokenizer), {"reward_funcs": _rewards}
@@ -96,7 +94,7 @@ def train(
         arguments["max_length"] = None
     with tempfile.TemporaryDirectory() as out:
         made = (changed(kind) if changed else kind)(
-            models.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention or settings.attention),
+            model,
             args=config(out, **arguments, **own),
             train_dataset=Dataset.from_list([row | (columns or {}) for row in rows]),
             processing_class=tokenizer,
@@ -108,9 +106,18 @@ def train(
     return record.steps
 
 
+def _model(prepared: Prepared, name: str, attention: str) -> tuple[Any, Any]:
+    """The model that a trainer starts from, and its tokenizer."""
+    is_reward = name == "RewardTrainer"
+    folder = prepared.model("reward" if is_reward else "policy")
+    models: Any = AutoModelForSequenceClassification if is_reward else AutoModelForCausalLM
+    model = models.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention)
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
 def _arguments(settings: Settings) -> dict[str, Any]:
     """The settings by their names in ``transformers``."""
-    schedule = {"lr_scheduler_type": "constant"}
+    schedule: dict[str, Any] = {"lr_scheduler_type": "constant"}
     if settings.warmup is not None:
         schedule = {"lr_scheduler_type": "linear", "warmup_steps": settings.warmup}
     return {
@@ -134,7 +141,7 @@ def _arguments(settings: Settings) -> dict[str, Any]:
 
 
 def _of_rounds(settings: Settings) -> dict[str, Any]:
-    """Of the trainers that sample; there a micro-batch is counted in answers."""
+    """Settings of the trainers that sample; there a micro-batch is counted in answers."""
     return {
         "per_device_train_batch_size": settings.micro_batch * GROUP,
         "steps_per_generation": settings.accumulate * settings.updates,
@@ -153,8 +160,8 @@ def _answering(kind: Any, rows: list[Row], tokenizer: Any) -> Any:
     answers: dict[tuple[int, ...], Iterator[list[int]]] = {}
     for row in rows:
         prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
-        whole = [tokenizer.apply_chat_template(row["prompt"] + one, return_dict=False) for one in row["answers"]]
-        answers[tuple(prompt)] = cycle([ids[len(prompt) :] for ids in whole])
+        rendered = [tokenizer.apply_chat_template(row["prompt"] + one, return_dict=False) for one in row["answers"]]
+        answers[tuple(prompt)] = cycle([ids[len(prompt) :] for ids in rendered])
 
     class Answering(kind):  # type: ignore[misc]
         def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:

@@ -56,7 +56,7 @@ def has_public_names(path: Path) -> bool:
 
 def exported(folder: Path) -> dict[str, str]:
     """Names that a folder offers for import, each with the dotted name where it is defined."""
-    names = {}
+    names: dict[str, str] = {}
     for node in ast.walk(ast.parse((folder / "__init__.py").read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lion_lightning."):
             names |= {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
@@ -71,7 +71,7 @@ def offered(folder: Path) -> str:
 
 
 def folder_page(folder: Path) -> str:
-    """The public names of a folder's modules; the folders below it have pages of their own."""
+    """The public names of a folder's modules; each folder below it has another page."""
     text = f"{RANKED_LOWER}# {module_name(folder)}\n\n{summary(folder / '__init__.py')}\n\n{offered(folder)}"
     for path in sorted(folder.glob("*.py")):
         if path.name != "__init__.py" and has_public_names(path):

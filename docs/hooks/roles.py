@@ -39,7 +39,7 @@ def link(thing: griffe.Object, name: str, shortened: bool) -> str:
 
 
 def find(thing: griffe.Object, name: str) -> griffe.Object | None:
-    """What a name means within an object: a path from the package, or one in the object's scope."""
+    """The object that a name means within another: a path from the package, or one in the object's scope."""
     try:
         if name.startswith("lion_lightning"):
             found: Any = thing.package if name == "lion_lightning" else thing.package[name.split(".", 1)[1]]

@@ -52,7 +52,7 @@ class Watch(Callback):
 
 def write_task(folder, rows):
     """Write questions of the demo task with their right answers, of those to train on a quarter with mistakes."""
-    tokenizer, random, taken = make_tokenizer(), Random(0), set()
+    tokenizer, random, taken = make_tokenizer(), Random(0), set[str]()
     tokenizer.save_pretrained(folder / "model")
     make_config(tokenizer).save_pretrained(folder / "model")
     for name, count, slips in (("validation", 110, 0.0), ("train", rows, 0.25)):

@@ -1,4 +1,4 @@
-"""What is compared: an objective, our settings for it, and the other side's."""
+"""Cases to compare: an objective, our settings for it, and the other side's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.oracle.cases.pairs import of_pairs
 
 
 def cases() -> Iterator[Case]:
-    """All of them."""
+    """All cases."""
     yield from of_documents()
     yield from of_pairs()
     yield from of_answers()

@@ -1,4 +1,4 @@
-"""A case, and what its sides are."""
+"""A case to compare, and how its sides are trained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Case:
         other: The other side in words.
         ours: Trains on our side.
         theirs: Trains on the other.
-        settings: Of both.
+        settings: Settings of both.
         difference: Why they differ; None where they are to agree.
         shown_by: The same with the difference taken away, which must agree.
     """
@@ -41,10 +41,10 @@ class Case:
         return [self, *(replace(one, objective=f"... {one.objective}") for one in self.shown_by)]
 
     def has(self, words: Sequence[str]) -> bool:
-        """Whether one of some words is in its description, or there are none.
+        """True if one of the words is in its description, or no words are given.
 
         Args:
-            words: Which.
+            words: Words to look for.
         """
         return not words or any(word in f"{self.objective} {self.other}" for word in words)
 
@@ -53,7 +53,7 @@ def trl(name: str, **own: Any) -> Run:
     """A trainer of TRL's, which is imported when it runs.
 
     Args:
-        name: Of the trainer.
+        name: Name of the trainer.
         **own: Settings of the objective; see ``theirs.train``.
     """
 
@@ -69,17 +69,17 @@ def hand(kind: str, make: Callable[[], by_hand.Objective]) -> Run:
     """A loop by hand.
 
     Args:
-        kind: Of rows.
-        make: The objective, anew for each run.
+        kind: Kind of the rows.
+        make: Makes the objective, once for each run.
     """
     return lambda prepared, settings: by_hand.train(kind, make(), prepared, settings)
 
 
 def named(own: dict[str, Any]) -> str:
-    """Settings of TRL's in words; the strength is ours, too.
+    """Settings of TRL's in words, without beta, which both sides have.
 
     Args:
-        own: Of the objective.
+        own: Settings of the objective.
     """
     parts = [f"{value}" if name == "loss_type" else f"{name}={value}" for name, value in own.items() if name != "beta"]
     return ", ".join(f"`{part}`" for part in parts)

@@ -16,11 +16,25 @@ from examples.cispo import CISPOLoss
 from lion_lightning import losses as l
 
 FOUR_STEPS = Settings(updates=4, learning_rate=1e-3)
-"""On each round, so that ratios move and are clipped."""
+"""Four steps on each round, so that ratios move and are clipped."""
+
+
+SAME: tuple[tuple[str, l.PolicyGradientLoss, dict[str, Any]], ...] = (
+    ("GRPO, k3", l.GRPOLoss(beta=0.1), {"loss_type": "grpo", "beta": 0.1, "use_bias_correction_kl": False}),
+    ("GRPO, k3 weighted", l.GRPOLoss(beta=0.1, kl=l.K3(weighted=True)), {"loss_type": "grpo", "beta": 0.1}),
+    ("GRPO, not scaled", l.GRPOLoss(scale=False), {"loss_type": "grpo", "scale_rewards": "none"}),
+    ("Dr. GRPO", l.DrGRPOLoss(LONGEST), {"loss_type": "dr_grpo", "scale_rewards": "none"}),
+    (
+        "GSPO",
+        l.GSPOLoss(),
+        {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+    ),
+)
+"""Objective, our loss and TRL's settings, where both sides are to agree."""
 
 
 def of_groups() -> Iterator[Case]:
-    """Policy gradients."""
+    """All policy gradients."""
     grpo = partial(ours.groups, loss=l.GRPOLoss())
     theirs = trl("GRPOTrainer", loss_type="grpo")
     yield Case("GRPO, one step a round", "by hand", grpo, hand("groups", by_hand.GRPO))
@@ -29,18 +43,7 @@ def of_groups() -> Iterator[Case]:
     yield Case("GRPO", "TRL GRPOTrainer, `grpo`", grpo, theirs, FOUR_STEPS)
     k3 = partial(ours.groups, loss=l.GRPOLoss(beta=0.1))
     yield Case("GRPO, k3", "by hand", k3, hand("groups", partial(by_hand.GRPO, beta=0.1, updates=4)), FOUR_STEPS)
-    same: tuple[tuple[str, l.PolicyGradientLoss, dict[str, Any]], ...] = (
-        ("GRPO, k3", l.GRPOLoss(beta=0.1), {"loss_type": "grpo", "beta": 0.1, "use_bias_correction_kl": False}),
-        ("GRPO, k3 weighted", l.GRPOLoss(beta=0.1, kl=l.K3(weighted=True)), {"loss_type": "grpo", "beta": 0.1}),
-        ("GRPO, not scaled", l.GRPOLoss(scale=False), {"loss_type": "grpo", "scale_rewards": "none"}),
-        ("Dr. GRPO", l.DrGRPOLoss(LONGEST), {"loss_type": "dr_grpo", "scale_rewards": "none"}),
-        (
-            "GSPO",
-            l.GSPOLoss(),
-            {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
-        ),
-    )
-    for objective, loss, own in same:
+    for objective, loss, own in SAME:
         run = partial(ours.groups, loss=loss)
         yield Case(objective, f"TRL GRPOTrainer, {named(own)}", run, trl("GRPOTrainer", **own), FOUR_STEPS)
     yield from _by_tokens()
@@ -52,7 +55,7 @@ def of_groups() -> Iterator[Case]:
 
 
 def _by_tokens() -> Iterator[Case]:
-    """Those that are means over tokens."""
+    """Losses that are means over tokens."""
     dapo, theirs = partial(ours.groups, loss=l.DAPOLoss()), trl("GRPOTrainer", loss_type="dapo", epsilon_high=0.28)
     other = "TRL GRPOTrainer, `dapo`"
     yield Case("DAPO", other, dapo, theirs, FOUR_STEPS, ROUND, (Case("one step a round", other, dapo, theirs),))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from benchmarks.oracle import by_hand, ours
 from benchmarks.oracle.cases.case import Case, hand, trl
@@ -16,18 +17,18 @@ from lion_lightning import losses as l
 def of_documents() -> Iterator[Case]:
     """Supervised fine-tuning."""
     run = partial(ours.sft)
-    whole = Settings()
+    plain = Settings()
     theirs = trl("SFTTrainer")
     yield Case("SFT", "by hand", run, hand("conversations", lambda: by_hand.sft))
     yield Case("SFT", "TRL SFTTrainer, `nll`", run, theirs)
-    yield Case("SFT, SGD at 1e-2", "TRL SFTTrainer", run, theirs, replace(whole, optimizer="sgd", learning_rate=1e-2))
-    yield Case("SFT, no clipping", "TRL SFTTrainer", run, theirs, replace(whole, clip=0.0))
-    yield Case("SFT, their attention `sdpa`", "TRL SFTTrainer", run, theirs, replace(whole, attention="sdpa"))
-    yield Case("SFT, one row missing in the last step", "TRL SFTTrainer", run, theirs, replace(whole, left_out=1))
+    yield Case("SFT, SGD at 1e-2", "TRL SFTTrainer", run, theirs, replace(plain, optimizer="sgd", learning_rate=1e-2))
+    yield Case("SFT, no clipping", "TRL SFTTrainer", run, theirs, replace(plain, clip=0.0))
+    yield Case("SFT, their attention `sdpa`", "TRL SFTTrainer", run, theirs, replace(plain, attention="sdpa"))
+    yield Case("SFT, one row missing in the last step", "TRL SFTTrainer", run, theirs, replace(plain, left_out=1))
     yield Case("DFT", "TRL SFTTrainer, `dft`", partial(ours.sft, loss=l.DFTLoss()), trl("SFTTrainer", loss_type="dft"))
     everything = partial(ours.sft, mask="none"), trl("SFTTrainer", completion_only_loss=False)
     yield Case("SFT on all tokens", "TRL SFTTrainer, `completion_only_loss` off", *everything)
-    warm = replace(whole, warmup=4)
+    warm = replace(plain, warmup=4)
     same = Case("our side with that schedule", "TRL SFTTrainer", run, theirs, replace(warm, their_schedule=True))
     yield Case("SFT, warmup and linear decay", "TRL SFTTrainer", run, theirs, warm, SCHEDULE, (same,))
 
@@ -52,5 +53,5 @@ def of_answers() -> Iterator[Case]:
     yield Case(
         "reward model, margin", other, partial(ours.reward, margin=0.5), trl("RewardTrainer", columns={"margin": 0.5})
     )
-    center = {"center_rewards_coefficient": 0.1}
+    center: dict[str, Any] = {"center_rewards_coefficient": 0.1}
     yield Case("reward model, centered", other, partial(ours.reward, **center), trl("RewardTrainer", **center))

@@ -29,37 +29,40 @@ ONE_AT_A_TIME = Settings(micro_batch=1, accumulate=4)
 
 
 def of_pairs() -> Iterator[Case]:
-    """All of them."""
+    """All preference losses."""
     yield from _same()
     yield from _powers()
     yield from _more_pairs()
 
 
+SAME: tuple[tuple[str, l.PreferenceLoss, dict[str, Any]], ...] = (
+    ("DPO", l.SigmoidLoss(0.1), {"loss_type": "sigmoid"}),
+    ("DPO, beta 0.5", l.SigmoidLoss(0.5), {"loss_type": "sigmoid", "beta": 0.5}),
+    ("LD-DPO", l.LDDPOLoss(0.1, 0.4), {"ld_alpha": 0.4}),
+    ("WPO", l.WPOLoss(l.SigmoidLoss(0.1)), {"use_weighting": True}),
+    ("DPO a token", l.SigmoidNormLoss(5.0), {"loss_type": "sigmoid_norm", "beta": 5.0}),
+    ("rDPO", l.RobustLoss(0.1, 0.2), {"loss_type": "robust", "label_smoothing": 0.2}),
+    ("SLiC", l.HingeLoss(0.1), {"loss_type": "hinge"}),
+    ("IPO", l.IPOLoss(0.1), {"loss_type": "ipo"}),
+    ("EXO", l.EXOLoss(0.1, 0.2), {"loss_type": "exo_pair", "label_smoothing": 0.2}),
+    ("NCA", l.NCALoss(0.1), {"loss_type": "nca_pair"}),
+    ("SPPO", l.SPPOHardLoss(0.1), {"loss_type": "sppo_hard"}),
+    ("AOT", l.AOTLoss(0.1), {"loss_type": "aot"}),
+    ("AOT, unpaired", l.AOTUnpairedLoss(0.1), {"loss_type": "aot_unpaired"}),
+    ("APO-zero", l.APOZeroLoss(0.1), {"loss_type": "apo_zero"}),
+    ("APO-down", l.APODownLoss(0.1), {"loss_type": "apo_down"}),
+    (
+        "a sum of DPO, IPO and NCA",
+        l.WeightedSum([l.SigmoidLoss(0.1), l.IPOLoss(0.1), l.NCALoss(0.1)], [0.5, 0.2, 1.5]),
+        {"loss_type": ["sigmoid", "ipo", "nca_pair"], "loss_weights": [0.5, 0.2, 1.5]},
+    ),
+)
+"""Objective, our loss and TRL's settings, where both sides are to agree."""
+
+
 def _same() -> Iterator[Case]:
-    """Those of DPOTrainer that are the same."""
-    same: tuple[tuple[str, l.PreferenceLoss, dict[str, Any]], ...] = (
-        ("DPO", l.SigmoidLoss(0.1), {"loss_type": "sigmoid"}),
-        ("DPO, beta 0.5", l.SigmoidLoss(0.5), {"loss_type": "sigmoid", "beta": 0.5}),
-        ("LD-DPO", l.LDDPOLoss(0.1, 0.4), {"ld_alpha": 0.4}),
-        ("WPO", l.WPOLoss(l.SigmoidLoss(0.1)), {"use_weighting": True}),
-        ("DPO a token", l.SigmoidNormLoss(5.0), {"loss_type": "sigmoid_norm", "beta": 5.0}),
-        ("rDPO", l.RobustLoss(0.1, 0.2), {"loss_type": "robust", "label_smoothing": 0.2}),
-        ("SLiC", l.HingeLoss(0.1), {"loss_type": "hinge"}),
-        ("IPO", l.IPOLoss(0.1), {"loss_type": "ipo"}),
-        ("EXO", l.EXOLoss(0.1, 0.2), {"loss_type": "exo_pair", "label_smoothing": 0.2}),
-        ("NCA", l.NCALoss(0.1), {"loss_type": "nca_pair"}),
-        ("SPPO", l.SPPOHardLoss(0.1), {"loss_type": "sppo_hard"}),
-        ("AOT", l.AOTLoss(0.1), {"loss_type": "aot"}),
-        ("AOT, unpaired", l.AOTUnpairedLoss(0.1), {"loss_type": "aot_unpaired"}),
-        ("APO-zero", l.APOZeroLoss(0.1), {"loss_type": "apo_zero"}),
-        ("APO-down", l.APODownLoss(0.1), {"loss_type": "apo_down"}),
-        (
-            "a sum of DPO, IPO and NCA",
-            l.WeightedSum([l.SigmoidLoss(0.1), l.IPOLoss(0.1), l.NCALoss(0.1)], [0.5, 0.2, 1.5]),
-            {"loss_type": ["sigmoid", "ipo", "nca_pair"], "loss_weights": [0.5, 0.2, 1.5]},
-        ),
-    )
-    for objective, loss, own in same:
+    """Losses of DPOTrainer that are the same."""
+    for objective, loss, own in SAME:
         run = partial(ours.pairs, loss=loss)
         yield Case(objective, f"TRL DPOTrainer, {named(own)}", run, trl("DPOTrainer", **own))
         if objective == "DPO":
@@ -76,8 +79,8 @@ def _dpo_otherwise(run: Run) -> Iterator[Case]:
     yield Case("DPO, their attention `sdpa`", "TRL DPOTrainer", run, theirs, replace(plain, attention="sdpa"))
     yield Case("DPO, one pair at a time", "TRL DPOTrainer", run, theirs, ONE_AT_A_TIME)
     short = "DPO, one pair missing in the last step"
-    whole = Case("two pairs missing, a whole micro-batch", "TRL DPOTrainer", run, theirs, replace(plain, left_out=2))
-    yield Case(short, "TRL DPOTrainer", run, theirs, replace(plain, left_out=1), SHORT, (whole,))
+    without = Case("two pairs missing, a whole micro-batch", "TRL DPOTrainer", run, theirs, replace(plain, left_out=2))
+    yield Case(short, "TRL DPOTrainer", run, theirs, replace(plain, left_out=1), SHORT, (without,))
 
 
 SLOW = Settings(learning_rate=1e-5)
@@ -85,7 +88,7 @@ SLOW = Settings(learning_rate=1e-5)
 
 
 def _powers() -> Iterator[Case]:
-    """Losses with a power of e; two also at the others' rate, and TRL against itself beside them."""
+    """Losses with a power of e; two also at the others' rate, with TRL against itself in the next line."""
     kinds: tuple[tuple[str, l.PreferenceLoss, dict[str, Any], Difference | None], ...] = (
         ("DPO, forward KL", _dpo(l.ForwardKL()), {"f_divergence_type": "forward_kl"}, POWER),
         ("DPO, Jensen-Shannon", _dpo(l.JensenShannon()), {"f_divergence_type": "js_divergence"}, None),
