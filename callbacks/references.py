@@ -132,5 +132,5 @@ class PrecomputeReference(LionCallback):
 
 
 def _makes_loaders(trainer: Trainer) -> bool:
-    """True if each epoch may have other batches, from a loader of its own."""
+    """True if each epoch may have other batches, from another loader."""
     return bool(trainer.reload_dataloaders_every_n_epochs)  # type: ignore[attr-defined]

@@ -83,7 +83,7 @@ class StartupSummary(LionCallback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the measured peak beside the estimate, unless somebody else measures from step to step."""
+        """Print the measured peak next to the estimate, unless somebody else measures from step to step."""
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         if not trainer.is_global_zero or any(isinstance(one, PeakMemory) for one in callbacks):
             return
@@ -93,8 +93,8 @@ class StartupSummary(LionCallback):
             memory = self._summary["memory"]
             write_json(trainer, self.filename, {**self._summary, "measured": {"memory": measured}})
             whose = "tensors" if device.type == "cuda" else "the process, with all libraries"
-            beside = f"; {_bytes(memory['total'])} were estimated for tensors" if memory else ""
-            rank_zero_info(f"{'memory':<10} measured, {_bytes(measured)} at the peak ({whose}){beside}")
+            estimated = f"; {_bytes(memory['total'])} were estimated for tensors" if memory else ""
+            rank_zero_info(f"{'memory':<10} measured, {_bytes(measured)} at the peak ({whose}){estimated}")
 
 
 def summarize(trainer: Trainer, module: LightningModule) -> dict[str, Section]:

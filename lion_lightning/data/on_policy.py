@@ -225,7 +225,7 @@ class RoundDataModule(TreeDataModule, ABC):
         return any(report.kept.documents for report in reports) and not self.problem(reports)
 
     def _filtered(self, finished: Round) -> list[SourceReport]:
-        """What the filters keep of the items of a round."""
+        """Reports on the items of a round that the filters keep."""
         kept = [self.filters.apply(selection) for selection in self._sampled(finished)]
         return [self.filters.report.of(selection, np.arange(len(selection.spans.numbers))) for selection in kept]
 

@@ -188,7 +188,7 @@ class NgramIndex:
 
 
 def _are_equal(words: Numbers, places: Numbers, others: Numbers, other_places: Numbers, length: int) -> Choice:
-    """Whether so many words from each place on are the same as those of others."""
+    """True for each place from which on so many words are the same as those of others."""
     same: Choice = np.ones(len(places), np.bool_)
     for offset in range(length):
         same &= words[places + offset] == others[other_places + offset]

@@ -41,7 +41,7 @@ class DocumentFilter(ABC):
     """
 
     needs_all_examples: ClassVar[bool] = False
-    """Whether the decision about an example rests on the others, so that sources that stream are refused."""
+    """True if the decision about an example rests on the others, so that sources that stream are refused."""
 
     @abstractmethod
     def leave_out(self, candidates: Candidates) -> LeftOut:

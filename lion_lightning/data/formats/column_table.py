@@ -106,27 +106,27 @@ _WORDS = dict.fromkeys(_YES, True) | dict.fromkeys(_NO, False)
 
 
 def is_yes(value: Any) -> bool:
-    """Whether all values are yes, or 1."""
+    """True if all values are yes, or 1."""
     return all(truth(one) is True for one in leaves(value))
 
 
 def has_yes(value: Any) -> bool:
-    """Whether any value is yes, or 1."""
+    """True if any value is yes, or 1."""
     return any(truth(one) is True for one in leaves(value))
 
 
 def has_no(value: Any) -> bool:
-    """Whether any value is no, or 0 or less."""
+    """True if any value is no, or 0 or less."""
     return any(truth(one) is False for one in leaves(value))
 
 
 def has_no_word(value: Any) -> bool:
-    """Whether any text says no; numbers are ignored."""
+    """True if any text says no; numbers are ignored."""
     return any(truth(one) is False for one in leaves(value) if isinstance(one, str) and not _is_number(one))
 
 
 def has_grade(value: Any) -> bool:
-    """Whether any value is a grade in words that is neither yes nor no: ``low``, ``medium quality``."""
+    """True if any value is a grade in words that is neither yes nor no: ``low``, ``medium quality``."""
     return any(_word(one) in _GRADES for one in leaves(value) if isinstance(one, str) and len(one) <= _LONGEST_WORD)
 
 

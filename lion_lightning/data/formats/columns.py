@@ -110,7 +110,7 @@ class Fields(Mapping[str, Any]):
 
     @override
     def __contains__(self, name: object) -> bool:
-        """Whether a column is there; that does not read it."""
+        """True if a column is there; that does not read it."""
         return name in self._values
 
     @override
@@ -146,7 +146,7 @@ class Fields(Mapping[str, Any]):
         return [f"{printable(self._own[name])} as {name}" if name in self._own else name for name in names]
 
     def is_mapped(self, name: str) -> bool:
-        """Whether ``columns`` says which column this is."""
+        """True if ``columns`` says which column this is."""
         return name in self._mapped
 
 

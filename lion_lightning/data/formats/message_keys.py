@@ -94,7 +94,7 @@ def _number(value: Any, name: str) -> float:
 
 
 def may_be_a_flag(key: str, value: Any) -> bool:
-    """Whether a key that is not known could say that a turn is trained, or that it is not."""
+    """True if a key that is not known could say that a turn is trained, or that it is not."""
     return bool(_MAY_BE_A_FLAG.search(key.lower())) and str(value).strip().lower() in _YES_OR_NO
 
 

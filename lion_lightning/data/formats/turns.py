@@ -47,7 +47,7 @@ class Message(NamedTuple):
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether all of it is given, so that it is the beginning of an answer and no answer."""
+        """True if all of it is given, so that it is the beginning of an answer and no answer."""
         return 0 < self.prefilled == len(self.content)
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def read_dialogue(text: Any) -> list[dict[str, str]] | None:
 
 
 def are_turns(value: Any) -> bool:
-    """Whether a value is a list of messages or rounds, with roles that are known."""
+    """True if a value is a list of messages or rounds, with roles that are known."""
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
         return False
     return all(isinstance(turn, Mapping) and (_role(turn) or _sides(turn) != [turn]) for turn in value)
@@ -235,7 +235,7 @@ def _part(part: Any, name: str) -> str:
 
 
 def is_answer(turn: Mapping[str, Any]) -> bool:
-    """Whether a row's message, in any spelling, is an assistant turn."""
+    """True if a row's message, in any spelling, is an assistant turn."""
     return _role(turn) == "assistant"
 
 

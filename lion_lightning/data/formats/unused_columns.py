@@ -98,18 +98,18 @@ def printable(name: str) -> str:
 
 
 def is_harmless(name: str) -> bool:
-    """Whether a column of this name only describes a row."""
+    """True if a column of this name only describes a row."""
     plain = name.lower()
     return plain in HARMLESS or plain.endswith(("_id", "_ids", "-id"))
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a column holds nothing but nulls and white space."""
+    """True if a column holds nothing but nulls and white space."""
     return all(leaf is None or (isinstance(leaf, str) and not leaf.strip()) for leaf in leaves(value))
 
 
 def may_be_prompt(name: str, value: Any) -> bool:
-    """Whether a column that no form reads may hold the prompt: it has text, and its name does not say what else it is.
+    """True if a column that no form reads may hold the prompt: it has text, and its name does not say what else it is.
 
     A long text is more than the name of a thing: an article may stand in a column that is called its source.
     """
@@ -157,7 +157,7 @@ def _check_second_prompt(fields: Fields, name: str, form: str) -> None:
 
 
 def _is_repeated(texts: Iterable[str], fields: Fields) -> bool:
-    """Whether there are texts, and all of them are parts of columns that were read."""
+    """True if there are texts, and all of them are parts of columns that were read."""
     read: list[str] = []
     for name in fields:
         if name not in fields.unread:
@@ -190,7 +190,7 @@ _DATA_URLS = ("data:image/", "data:audio/", "data:video/")
 
 
 def _is_media(value: Any) -> bool:
-    """Whether a value is an image or a sound, or a list of them, as ``datasets`` and parquet files have it."""
+    """True if a value is an image or a sound, or a list of them, as ``datasets`` and parquet files have it."""
     if isinstance(value, list | tuple):
         return bool(value) and _is_media(value[0])
     if isinstance(value, Mapping):

@@ -26,15 +26,7 @@ def pack_padded(batch: Mapping[str, Any]) -> PackedBatch:
     Raises:
         ValueError: There are no ``input_ids``, shapes differ, or a sequence has no tokens.
     """
-    if not isinstance(batch.get("input_ids"), Tensor) or batch["input_ids"].dim() != 2:
-        raise ValueError(f"a padded batch has `input_ids` of shape (sequences, length); this one has {sorted(batch)}")
-    ids: Tensor = batch["input_ids"]
-    mask, labels = (batch.get(name) for name in ("attention_mask", "labels"))  # collators leave out, or give None
-    mask = torch.ones_like(ids).bool() if mask is None else mask.bool()
-    labels = torch.full_like(ids, -100) if labels is None else labels
-    if not ids.shape == mask.shape == labels.shape:
-        shapes = ", ".join(f"{tuple(each.shape)}" for each in (ids, mask, labels))
-        raise ValueError(f"input_ids, attention_mask and labels of a padded batch have other shapes: {shapes}")
+    ids, mask, labels = _tensors(batch)
     lengths = mask.sum(1).tolist()
     if not all(lengths):
         raise ValueError(f"sequence {lengths.index(0)} of a padded batch is padding alone")
@@ -55,6 +47,20 @@ def pack_padded(batch: Mapping[str, Any]) -> PackedBatch:
         sources=("",) * len(lengths),
         capacity=ids.numel(),
     )
+
+
+def _tensors(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, mask (False at padding) and labels, each ``(sequences, length)``."""
+    ids, mask, labels = (batch.get(name) for name in ("input_ids", "attention_mask", "labels"))
+    if not isinstance(ids, Tensor) or ids.dim() != 2:
+        raise ValueError(f"a padded batch has `input_ids` of shape (sequences, length); this one has {sorted(batch)}")
+    # collators leave the others out, or give None
+    mask = torch.ones_like(ids).bool() if mask is None else mask.bool()
+    labels = torch.full_like(ids, -100) if labels is None else labels
+    if not ids.shape == mask.shape == labels.shape:
+        shapes = ", ".join(f"{tuple(each.shape)}" for each in (ids, mask, labels))
+        raise ValueError(f"input_ids, attention_mask and labels of a padded batch have other shapes: {shapes}")
+    return ids, mask, labels
 
 
 def as_packed(batch: Any, reader: object) -> PackedBatch:

@@ -144,7 +144,7 @@ class Documents:
 
     @property
     def shares_answers(self) -> bool:
-        """Whether an answer is in several pairs."""
+        """True if an answer is in several pairs."""
         spans = self._spans
         return 2 * len(spans.pairs) > len(spans.rows) - len(spans.numbers)
 

@@ -98,7 +98,7 @@ def _margins(selection: Selection) -> npt.NDArray[np.float64]:
 
 
 def _identical(selection: Selection) -> Choice:
-    """Whether both answers of each pair are the same tokens; only those of equal length are read."""
+    """True for each pair whose answers are the same tokens; only those of equal length are read."""
     spans = selection.spans
     segments = spans.pair_segments
     chosen, rejected = spans.segment_lengths[segments].T

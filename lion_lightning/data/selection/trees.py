@@ -110,7 +110,7 @@ def leave_out_repeated(selections: Sequence[Selection]) -> list[Selection]:
 
 
 def _in_several(selections: Sequence[Selection]) -> list[Choice]:
-    """Whether each document's prompt is in other sources too, for each source."""
+    """For each source: True for each document whose prompt is in other sources too."""
     sizes = [len(selection.spans.numbers) for selection in selections]
     origins = np.repeat(np.arange(len(sizes)), sizes)
     order, new = sort_hashes(np.concatenate([selection.groups for selection in selections]))

@@ -140,7 +140,7 @@ _IMAGE_KEYS = {"type", "text", "image", "image_url", "url", "path", "base64", "s
 
 
 def is_message(value: Any) -> bool:
-    """Whether a value looks like a message: an object with a role, and with a content or calls."""
+    """True if a value looks like a message: an object with a role, and with a content or calls."""
     return isinstance(value, Mapping) and bool(value.keys() & _ROLE_KEYS) and bool(value.keys() & _CONTENT_KEYS)
 
 

@@ -195,7 +195,7 @@ def _row(where: str, value: Any) -> Row:
 
 
 def _wanted(numbers: Numbers) -> bytes:
-    """Whether each row is wanted, up to the last one that is: nothing behind it is read."""
+    """True for each row that is wanted, up to the last one that is: nothing behind it is read."""
     wanted = np.zeros(int(numbers.max(initial=-1)) + 1, dtype=bool)
     wanted[numbers] = True
     return wanted.tobytes()

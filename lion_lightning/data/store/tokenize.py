@@ -115,7 +115,7 @@ class _Shard(NamedTuple):
     numbers: Numbers
 
     def is_complete(self) -> bool:
-        """Whether the file is there, undamaged; while it is being replaced it is not."""
+        """True if the file is there, undamaged; while it is being replaced it is not."""
         try:
             return bool(read_shard(self.path, check=True))
         except (FileNotFoundError, *DAMAGE):

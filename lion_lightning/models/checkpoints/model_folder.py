@@ -19,7 +19,7 @@ from lion_lightning.models.weights.safetensors_writer import save_weights
 
 
 def describe_model(policy: RolloutPolicy, folder: Path, **about: Any) -> LionEntry:
-    """What a card says of a model, from its config; its own folder is refused as a place to write to.
+    """Facts on a model for its card, from its config; its own folder is refused as a place to write to.
 
     Args:
         policy: The policy and its tokenizer.

@@ -21,7 +21,7 @@ def find_policy(module: Any, reader: str = "") -> PackedModel:
 
     That is its attribute ``policy_model``; without one, the model in it that trains: a :class:`PolicyModel`, or one of
     transformers or PEFT, with a :class:`PolicyModel` around it. Frozen models, such as a reference, do not count, nor
-    does a model that another one holds: it may stand beside its :class:`PolicyModel`, PEFT or compiled one.
+    does a model that another one holds: it may stand next to its :class:`PolicyModel`, PEFT or compiled one.
 
     Args:
         module: Whose models are built.

@@ -32,7 +32,7 @@ def choices() -> dict[str, list[str]]:
 
 
 def help_of(*arguments: str) -> str:
-    """What a command line prints that asks for help."""
+    """Help that a command line prints."""
     printed = io.StringIO()
     with redirect_stdout(printed), redirect_stderr(io.StringIO()), suppress(SystemExit):
         main([*arguments])

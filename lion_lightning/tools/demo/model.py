@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lion_lightning.tools.demo.task import FAMILIES
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 
@@ -24,13 +25,26 @@ def make_tokenizer(more: str = "") -> PreTrainedTokenizerFast:
     Args:
         more: A text whose words have a token each, too.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = set(re.findall(r"\w+", more))
     for family in FAMILIES.values():
         words.update(re.findall(r"\w+", " ".join(family.wordings)))
-    known = sorted(words)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=_word_tokenizer(sorted(words)),
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
+        chat_template=TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=1024,
+    )
+
+
+def _word_tokenizer(known: list[str]) -> Tokenizer:
+    """A byte-level tokenizer with a token for each of these words, with and without a space before it."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
     # A leading space belongs to the word, and byte-level vocabularies write it as this letter.
     pieces = sorted(pre_tokenizers.ByteLevel.alphabet()) + known + [f"\u0120{name}" for name in known]
     model = models.BPE(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[], ignore_merges=True)
@@ -42,15 +56,7 @@ def make_tokenizer(more: str = "") -> PreTrainedTokenizerFast:
         ]
     )
     made.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=made,
-        eos_token="<|end|>",
-        pad_token="<|pad|>",
-        additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
-        chat_template=TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        model_max_length=1024,
-    )
+    return made
 
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:

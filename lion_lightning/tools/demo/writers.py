@@ -64,6 +64,6 @@ def write(family: str, drawn: str, random: Random, rates: Rates = RATES) -> Writ
 
 
 def check(question: str, answer: str) -> bool:
-    """Whether the content of an answer is right, with or without the writers' habits around it."""
+    """True if the content of an answer is right, with or without the writers' habits around it."""
     text = answer.strip().removeprefix(OPENING).removesuffix(".").removesuffix("!").removesuffix(CLOSING)
     return text == solve(question)

@@ -23,7 +23,7 @@ STAGES = {
     "grpo": "prompts",
     "online_dpo": "prompts",
 }
-"""What the rows of each stage are for."""
+"""Kind of rows that each stage trains on."""
 
 _PIPELINE = ("sft", "dpo", "online_dpo")
 
@@ -34,7 +34,7 @@ _FORMS = {
     "groups": ("my/ranked.jsonl", "rows of question, answers, scores"),
     "prompts": ("my/questions.jsonl", "rows of a question or a prompt"),
 }
-"""Where the data might be, and what it looks like, while nobody has said."""
+"""Path and columns of the data to be edited, where none are given."""
 
 _FEW = 400
 """Below so many rows each micro-batch is a step, and there are three epochs: one step of eight rows teaches nothing."""
@@ -84,7 +84,7 @@ def _single(stage: str, file: str, values: Mapping[str, str], looks: Mapping[str
 
 
 def _pipeline(file: str, values: Mapping[str, str], looks: Mapping[str, Look]) -> str:
-    """The config of three stages, of which the later ones have no model of their own."""
+    """The config of three stages, of which the later ones start from the export of the one before."""
     stages: list[str] = []
     for stage in _PIPELINE:
         use = STAGES[stage]
@@ -104,7 +104,7 @@ def _head(title: str, command: str, then: str) -> str:
 
 
 def _looks(stage: str, data: list[str]) -> dict[str, Look]:
-    """What the rows look like, by what they are for; empty where none are given."""
+    """Looks at the rows by their kind; empty looks where none are given."""
     uses = [STAGES[name] for name in (_PIPELINE if stage == "pipeline" else (stage,))]
     if len(data) > len(uses):
         raise ValueError(f"--data: {stage} takes {' and '.join(uses)}, one file each; add more to the config's list")
@@ -178,7 +178,7 @@ def _filled(name: str, values: Mapping[str, str]) -> str:
         mark = _MARK.fullmatch(line.strip())
         if mark is None:
             lines.append(_MARK.sub(lambda found: values[found[1]], line))
-        elif mark[1] in ("trainer", "pairs"):  # a template of its own
+        elif mark[1] in ("trainer", "pairs"):  # another template
             lines.append(_filled(mark[1], values).rstrip())
         elif values[mark[1]]:
             lines += _indented(values[mark[1]], len(line) - len(line.lstrip())).splitlines()

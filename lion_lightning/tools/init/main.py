@@ -13,8 +13,23 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Command line after ``lion init``.
     """
-    from lion_lightning.tools.init.config import STAGES, write_config
+    from lion_lightning.tools.init.config import write_config
     from lion_lightning.tools.new_file import write_new
+
+    options = _parser().parse_args(arguments)
+    text, lines = write_config(options.stage, options.model, options.data, options.out)
+    for line in lines:
+        print(line, file=sys.stderr)
+    if options.out is None:
+        print(text, end="")
+        return
+    write_new(Path(options.out), text)
+    command = f"lion {'run' if options.stage == 'pipeline' else 'fit -c'} {options.out}"
+    print(f"{options.out}: written; edit the lines marked <-- edit, if there are any, then: {command}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from lion_lightning.tools.init.config import STAGES
 
     parser = argparse.ArgumentParser(
         prog="lion init",
@@ -32,13 +47,4 @@ def main(arguments: list[str]) -> None:
         help="file, glob, folder or hub id; for a pipeline conversations, then pairs, then questions",
     )
     parser.add_argument("-o", "--out", help="file to write, which must not exist (default: print the config)")
-    options = parser.parse_args(arguments)
-    text, lines = write_config(options.stage, options.model, options.data, options.out)
-    for line in lines:
-        print(line, file=sys.stderr)
-    if options.out is None:
-        print(text, end="")
-        return
-    write_new(Path(options.out), text)
-    command = f"lion {'run' if options.stage == 'pipeline' else 'fit -c'} {options.out}"
-    print(f"{options.out}: written; edit the lines marked <-- edit, if there are any, then: {command}", file=sys.stderr)
+    return parser

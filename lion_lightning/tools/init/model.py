@@ -16,7 +16,7 @@ DEFAULT = "HuggingFaceTB/SmolLM2-135M"
 
 @dataclass
 class Model:
-    """What was understood of a model.
+    """Settings for a model, and lines about it.
 
     Attributes:
         policy: The line of a config.

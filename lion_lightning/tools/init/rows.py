@@ -44,7 +44,7 @@ _LIKELY = {
 
 @dataclass
 class Look:
-    """What was understood of a set of rows.
+    """Settings for a set of rows, and a line about it.
 
     Attributes:
         source: The source for a config.
@@ -84,7 +84,7 @@ def look(path: str, use: str) -> Look:
 
 
 def _settings(path: str, rows: Sequence[Row], use: str) -> tuple[dict[str, Any], RowMessages]:
-    """What a source must say so that the rows can be read, and the messages of reading them."""
+    """Settings of a source with which the rows can be read, and the messages of reading them."""
     columns: dict[str, str] = {}
     try:
         messages = _read(Source(path), rows, use)

@@ -20,7 +20,7 @@ FORMS: dict[str, Forms[Any]] = {
     "answers": LABELED_FORMS,
     "groups": GROUP_FORMS,
     "prompts": PROMPT_FORMS,
-    "trajectories": SFT_FORMS,  # with a reward besides
+    "trajectories": SFT_FORMS,  # with a reward in addition
 }
 """Known forms, by what the rows become."""
 

@@ -130,5 +130,5 @@ def refuse_single(need: str) -> list[Refusal]:
 
 
 def is_pair(row: Row, columns: Mapping[str, str]) -> bool:
-    """Whether a raw row has a chosen and a rejected answer, under the names that ``columns`` maps them to."""
+    """True if a raw row has a chosen and a rejected answer, under the names that ``columns`` maps them to."""
     return all(row.get(columns.get(name, name)) is not None for name in ("chosen", "rejected"))

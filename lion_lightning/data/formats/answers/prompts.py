@@ -115,7 +115,7 @@ def _guess_prompt_end(row: Row, shared: str, texts: Sequence[str]) -> int:
 
 
 def _are_text(answers: Answers) -> bool:
-    """Whether the answers are text, rather than messages."""
+    """True if the answers are text, rather than messages."""
     text = [name for name, value in answers.items() if isinstance(value, str)]
     other = [name for name in answers if name not in text]
     if text and other:
