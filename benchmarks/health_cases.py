@@ -73,10 +73,6 @@ def _plant(name: str, **arguments: Any) -> tuple[Config, ...]:
     return ({"class_path": f"health_plants.{name}", "init_args": arguments},)
 
 
-def _temperature(value: float) -> Config:
-    return {"sampler": {"init_args": {"sampling": {"temperature": value}}}}
-
-
 STAGES = ("dpo", "online_dpo", "kto", "grpo", "sft")
 FACTORS = (1.0, 0.5, 1.5)
 
@@ -159,10 +155,6 @@ PLANTED: dict[str, list[Case]] = {
     ],
     "length drift": [Case("a judge of length", "grpo", FAST, judges={"length": 1.0}, own=0.0)],
     "repetition": [Case("a judge of repetition", "grpo", FAST, judges={"repetition": 1.0}, own=0.0)],
-    "collapsed entropy": [
-        Case("temperature 0.1", "grpo", ONE_ROUND, sampling=_temperature(0.1)),
-        Case("temperature 0.2", "online_dpo", ONE_ROUND, sampling=_temperature(0.2)),
-    ],
     "reward hacking": [
         Case("length counts more", "grpo", FAST, judges={"length": 3.0}),
         Case("a letter counts more", "grpo", FAST, judges={"a": 3.0}),
