@@ -52,7 +52,7 @@ def write_findings(path: Path, findings: Iterable[Finding]) -> None:
     """Write a file of findings, a line each, in place of what was there."""
     lines = [json.dumps(finding.to_dict(), ensure_ascii=False) + "\n" for finding in findings]
     with atomic_write(path) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.write_text("".join(lines), "utf-8", "replace")  # names of files may hold bytes that are no text
 
 
 def read_findings(path: Path) -> list[Finding]:
@@ -65,11 +65,12 @@ def read_findings(path: Path) -> list[Finding]:
         ValueError: If it is not such a file.
     """
     found = []
-    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
-        try:
-            found.append(_finding(json.loads(line)))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ValueError(f"{path}:{number}: not a finding of HealthMonitor; remove the file") from error
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                found.append(_finding(json.loads(line)))
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise ValueError(f"{path}:{number}: not a finding of HealthMonitor; remove the file") from error
     return found
 
 

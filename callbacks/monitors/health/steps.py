@@ -97,8 +97,8 @@ class LikelihoodDisplacement(Detector):
     symptom = "likelihood displacement"
     advice = (
         "The loss is met by making the rejected answers still less likely, and probability goes to answers that nobody "
-        "chose. Read sampled answers; add ChosenNLLLoss (by WeightedSum), lower the rate, raise beta, or leave out "
-        "pairs whose answers are nearly alike"
+        "chose. Read sampled answers; add ChosenNLLLoss (by WeightedSum), or more weight of it, lower the rate, raise "
+        "beta, or leave out pairs whose answers are nearly alike"
     )
 
     def __init__(self, drop: float = 1.0, window: int = 10) -> None:

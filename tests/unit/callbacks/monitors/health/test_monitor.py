@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lion_lightning.callbacks import HealthMonitor
 from lion_lightning.callbacks.monitors.health import Detector, Finding, NonFinite, Sampled, Step, read_findings
+from lion_lightning.callbacks.monitors.health.findings import write_findings
 from lion_lightning.callbacks.monitors.health.monitor import logged_metrics
 from lion_lightning.rollouts.files import write_rollouts
 from lion_lightning.rollouts.rollout import Rollout
@@ -212,6 +213,13 @@ def test_two_detectors_of_a_class_are_refused() -> None:
 def test_an_odd_state_is_refused() -> None:
     with pytest.raises(ValueError, match="state of HealthMonitor is odd"):
         HealthMonitor().load_state_dict({"reported": 3})
+
+
+def test_names_of_rows_may_hold_any_character(tmp_path: Path) -> None:
+    odd = Finding("ties", 0, 1.0, 1.0, "a\x85b\u2028c", "Look", rows=("\u2029.jsonl:1", "\udcff.jsonl:2"))
+    write_findings(tmp_path / "health.jsonl", [odd, odd])
+    kept = odd._replace(rows=("\u2029.jsonl:1", "?.jsonl:2"))
+    assert read_findings(tmp_path / "health.jsonl") == [kept, kept]
 
 
 @pytest.mark.parametrize("line", ["[]\n", "{}\n", "{\n"])
