@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ class Progress(NamedTuple):
     """How far a stage came.
 
     Attributes:
-        done: True if it was trained to its end.
+        done: True if it was trained to its end, as far as its files tell.
         steps: Optimizer steps that were logged, at least.
         planned: Optimizer steps of the full stage; None if that is not known.
         export: The exported model; None without a complete one.
@@ -91,11 +92,29 @@ def progress_of(stage: Stage) -> Progress:
     steps = max((max(curve) for curve in stage.curves.values()), default=-1) + 1
     planned = stage.startup.get("run", {}).get("steps")
     planned = planned if isinstance(planned, int) else None
-    done = bool(stage.done) or export is not None or (planned is not None and steps >= planned)
+    done = bool(stage.done) or export is not None or _is_last(stage, steps, planned)
     checkpoints = sorted(folder.glob("**/checkpoints/[!.]*.ckpt"), key=lambda path: path.lstat().st_mtime)
     return Progress(
         done, steps, planned, export, checkpoints[-1] if checkpoints else None, _last_line(folder / "log.txt")
     )
+
+
+def _is_last(stage: Stage, steps: int, planned: int | None) -> bool:
+    """True if the last step that was logged may well be the last one that was made.
+
+    `lion run` marks a stage that is done. Of others it is known only to the steps that a logger leaves out at the end,
+    and not at all where nobody wrote down how many there were to be.
+    """
+    if planned is None or not steps:
+        return steps > 0 and not (stage.folder / "stage.yaml").exists()
+    left_out = 0 if (stage.folder / "stage.yaml").exists() else _log_interval(stage) - 1
+    return steps + left_out >= planned
+
+
+def _log_interval(stage: Stage) -> int:
+    """Steps between two that were logged."""
+    logged = max(stage.curves.values(), key=len)
+    return min((later - before for before, later in pairwise(logged)), default=1)
 
 
 def _last_line(log: Path) -> str:

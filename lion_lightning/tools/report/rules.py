@@ -48,15 +48,14 @@ def _held_out_loss(stages: Sequence[Stage]) -> Advice | None:
     if stages[0].rounds or len(losses) < 3:
         return None
     values = list(losses.values())
+    of = _title(stages) if len(stages) == 1 else f"{_title(stages)} in {stages[0].folder.parent.name}"
     lowest, spread = min(values), max(values) - min(values)
     if spread and values[-1] - lowest > 0.1 * spread:
         step = min(losses, key=lambda one: losses[one])
-        why = (
-            f"The held-out loss of {_title(stages)} was {lowest:.3g} at step {step:,}, and {values[-1]:.3g} at the end."
-        )
+        why = f"The held-out loss of {of} was {lowest:.3g} at step {step:,}, and {values[-1]:.3g} at the end."
         return Advice("Train fewer epochs, or use a lower learning rate.", why)
     if spread and values[-2] - values[-1] > 0.1 * spread:
-        why = f"The held-out loss of {_title(stages)} still fell at the end, from {values[-2]:.3g} to {values[-1]:.3g}."
+        why = f"The held-out loss of {of} still fell at the end, from {values[-2]:.3g} to {values[-1]:.3g}."
         return Advice("Train more epochs.", why)
     return None
 

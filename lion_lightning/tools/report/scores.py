@@ -94,19 +94,28 @@ class Scores(NamedTuple):
     def gain(self, stage: str, before: str, part: Slice = ALL) -> Interval | None:
         """Difference of two stages: seed by seed, or prompt by prompt of a single seed.
 
-        The bounds are NaN where the answers of a single seed are not known, or fewer than :data:`FEWEST`. None where a
-        stage has no such slice.
+        Seeds that differ by the very same number, as two may by one prompt of many, would give an interval without any
+        width: then it is over the prompts of all seeds. The bounds are NaN where the answers of a single seed are not
+        known, or fewer than :data:`FEWEST`. None where a stage has no such slice.
         """
         if (stage, part) not in self.table or (before, part) not in self.table:
             return None
         ours, theirs = self.table[stage, part], self.table[before, part]
-        if len(ours) == 1 and self.answers.get(stage) and self.answers.get(before):
-            after, was = part.of(self.answers[stage][0]), part.of(self.answers[before][0])
-            pairs = [after[key] - was[key] for key in after if key in was]
-            if len(pairs) >= FEWEST:
-                return bootstrap(pairs)
         found = mean_interval([one.estimate - other.estimate for one, other in zip(ours, theirs, strict=True)])
+        if found.high - found.low > 1e-9:
+            return found
+        differences = self._differences(stage, before, part)
+        if len(differences) >= FEWEST:
+            return bootstrap(differences)
         return found if len(ours) > 1 else Interval(found.estimate, math.nan, math.nan)
+
+    def _differences(self, stage: str, before: str, part: Slice) -> list[float]:
+        """By how much each answer of all seeds scores more than another stage's to the same prompt."""
+        found = []
+        for ours, theirs in zip(self.answers.get(stage, []), self.answers.get(before, []), strict=False):
+            after, was = part.of(ours), part.of(theirs)
+            found += [after[key] - was[key] for key in after if key in was]
+        return found
 
     def steps(self) -> list[tuple[str, str]]:
         """Each stage with the one before it, and the last with the first."""

@@ -19,6 +19,10 @@ def show(chains: Sequence[ChainLogs], scores: Scores | None, advice: Sequence[Ad
     if scores:
         console.print(f"Held-out {scores.measure} [95% interval over {scores.over}]")
         console.print(_table(scores))
+        if scores.seeds > 1:  # in lines of their own: a column of all seeds fits no terminal
+            for name in scores.stages:
+                each = " ".join(f"{value:.3f}" for value in scores.values(name))
+                console.print(literal(f"{name}, each seed: {each}"))
         for worse in declines(scores)[0]:
             console.print(literal(f"worse: {worse.what}, {worse.after} against {worse.before}: {worse.verdict.text}"))
     for stage in all_stages(chains):
@@ -32,12 +36,8 @@ def _table(scores: Scores) -> Table:
     table = Table()
     for title in ("stage", scores.measure, "against the stage before"):
         table.add_column(title, no_wrap=True)
-    if scores.seeds > 1:
-        table.add_column("each seed")
     for place, stage in enumerate(scores.stages):
         change = verdict(scores.gain(stage, scores.stages[place - 1])).text if place else ""
         cells = [stage, with_interval(scores.of(stage)), change]
-        if scores.seeds > 1:
-            cells.append(", ".join(f"{value:.3f}" for value in scores.values(stage)))
         table.add_row(*map(literal, cells))
     return table

@@ -139,6 +139,11 @@ def validation(chains: Sequence[ChainLogs]) -> Html:
         "A single value is the one after training: the one before is known with the callback BeforeAfter and "
         "trainer.num_sanity_val_steps: -1."
     )
+    if any(stage.rounds for stage in all_stages(chains)):
+        note += (
+            " A stage with rounds learns from its own answers, and the held-out pairs are answers of others, which it "
+            "may rank worse while its own get better: judge it by its score."
+        )
     shown = table(["stage", *known.values()], rows)
     return tag("section", tag("h2", "Validation, before → after"), shown, tag("p", note, class_="note"))
 

@@ -95,11 +95,13 @@ def _no_scores(chains: Sequence[ChainLogs]) -> Html:
 
 def _logged(stage: Stage) -> str:
     """The metric of a stage that says most, at its start and its end; empty if none was logged."""
-    held_out = [stage.before["val/loss"]] if "val/loss" in stage.before else []
+    held_out = stage.values("val/loss")
+    if held_out and "val/loss" in stage.before:  # which alone says nothing of the training
+        held_out = [stage.before["val/loss"], *held_out]
     shown = {
         "score of sampled answers": stage.of_rounds("score"),
         "reward": stage.values("train/rewards"),
-        "held-out loss": held_out + stage.values("val/loss"),
+        "held-out loss": held_out,
         "training loss": stage.values("train/loss"),
     }
     for title, values in shown.items():

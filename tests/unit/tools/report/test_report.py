@@ -110,14 +110,16 @@ def test_the_page_says_whether_it_got_better_where_worse_and_what_to_do(
     assert (run / "report.png").read_bytes()[:6] == PNG
 
 
-def test_of_several_seeds_each_is_told(tmp_path: Path) -> None:
+def test_of_several_seeds_each_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, right in ((0, 4), (1, 5), (2, 6)):
         for name, more in (("sft", 0), ("dpo", 2)):
             folder = tmp_path / f"seed-{seed}" / name
             evaluate(folder, [1.0] * (right + more) + [0.0] * (10 - right - more))
             finish(folder)
     text = shown(tmp_path)
-    assert "Yes: DPO against SFT: better by 0.200 [0.200, 0.200]" in text
+    # each seed has gained two of ten, an interval of no width; over all prompts it is that of 6 of 30: 2 to 10
+    assert "Yes: DPO against SFT: better by 0.200 [0.067, 0.333]" in text
+    assert "sft, each seed: 0.400 0.500 0.600\n" in capsys.readouterr().out
     assert "95% interval over 3 seeds." in text
     assert '<td data-label="each seed">0.400 0.500 0.600</td>' in text
     assert "3 seeds." in text
@@ -133,9 +135,16 @@ def test_a_single_fit_without_evaluation_says_what_it_does_not_know(
     assert_sound(text)
     assert "Not measured: no answers were scored." in text
     assert "small: training loss from 2 to 1" in text
+    assert "goes on" not in text  # nobody knows of more steps
     assert "lion evaluate -c evaluate.yaml" in text
     assert "commit" not in text  # none is known
     assert "Held-out" not in capsys.readouterr().out
+
+
+def test_a_held_out_loss_of_before_training_alone_is_not_what_it_came_to(tmp_path: Path) -> None:
+    curve(tmp_path / "sft", train__loss=[2.0, 1.0])
+    write(tmp_path / "sft" / "before_after.json", {"before": {"metrics": {"val/loss": 6.26}}})
+    assert "SFT: training loss from 2 to 1" in shown(tmp_path)
 
 
 def test_answers_of_before_after_stand_in_for_an_evaluation(tmp_path: Path) -> None:

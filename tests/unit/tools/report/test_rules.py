@@ -9,7 +9,7 @@ import yaml
 
 from lion_lightning.tools.report.advice import advice_of
 from lion_lightning.tools.report.facts import GIB, MIB, cost_of, data_of, described, progress_of, settings_of
-from lion_lightning.tools.report.logs import ChainLogs, Launch, Stage, read_launch, read_stage
+from lion_lightning.tools.report.logs import ChainLogs, Launch, Stage, read_launch, read_run, read_stage
 from lion_lightning.tools.report.rules import RULES
 from lion_lightning.tools.report.scores import scores_of
 from tests.unit.tools.report.runs import STARTUP, curve, evaluate, export, finish, log, write
@@ -129,9 +129,27 @@ def test_a_stage_is_finished_by_its_export_or_its_steps_too(tmp_path: Path) -> N
     write(tmp_path / "a" / "startup.json", STARTUP)
     assert progress_of(read_stage(tmp_path / "a")).done  # 20 of 20
     curve(tmp_path / "b", train__loss=[1.0])
+    write(tmp_path / "b" / "startup.json", STARTUP)
     assert not progress_of(read_stage(tmp_path / "b")).done
     export(tmp_path / "b")
     assert progress_of(read_stage(tmp_path / "b")).done
+
+
+@pytest.mark.parametrize(("planned", "of_lion_run", "done"), [(29, False, True), (30, False, False), (29, True, False)])
+def test_steps_that_a_logger_leaves_out_at_the_end_are_not_missed(
+    planned: int, of_lion_run: bool, done: bool, tmp_path: Path
+) -> None:
+    curve(tmp_path, train__loss=[1.0, 1.0])  # every tenth, the last is the 20th: the next would be the 30th
+    write(tmp_path / "startup.json", STARTUP | {"run": {"steps": planned}})
+    if of_lion_run:  # which marks what is done
+        (tmp_path / "stage.yaml").write_text("{}")
+    assert progress_of(read_stage(tmp_path)).done is done
+
+
+def test_of_a_run_whose_steps_nobody_planned_it_is_not_said_that_it_stopped(tmp_path: Path) -> None:
+    curve(tmp_path, train__loss=[1.0])
+    advice = advice_of(read_run(tmp_path), None, Launch())
+    assert not any("goes on" in one.what for one in advice)
 
 
 def test_a_run_without_an_evaluation_is_told_how_to_add_one(tmp_path: Path) -> None:
