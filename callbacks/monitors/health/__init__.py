@@ -1,6 +1,6 @@
 """A callback that says when a run goes wrong, and its detectors, a class for each symptom."""
 
-from lion_lightning.callbacks.monitors.health.detector import Change, Detector, Pairs, Sampled, Step
+from lion_lightning.callbacks.monitors.health.detector import Detector, MeanChange, Pairs, Sampled, Step
 from lion_lightning.callbacks.monitors.health.findings import Finding, read_findings
 from lion_lightning.callbacks.monitors.health.hacking import RewardHacking
 from lion_lightning.callbacks.monitors.health.monitor import HealthMonitor
@@ -9,7 +9,6 @@ from lion_lightning.callbacks.monitors.health.rounds import EntropyCollapse, Len
 from lion_lightning.callbacks.monitors.health.steps import LengthBias, LikelihoodDisplacement, LossSpike, NonFinite
 
 __all__ = [
-    "Change",
     "DegeneratePairs",
     "Detector",
     "EntropyCollapse",
@@ -19,6 +18,7 @@ __all__ = [
     "LengthDrift",
     "LikelihoodDisplacement",
     "LossSpike",
+    "MeanChange",
     "NonFinite",
     "Pairs",
     "Repetition",

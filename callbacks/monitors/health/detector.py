@@ -1,4 +1,4 @@
-"""Base class of the detectors, and what they are shown."""
+"""Base class of the detectors, and the data and metrics that they see."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_ROWS = 3
 
 
 class Step(NamedTuple):
-    """What was logged at an optimizer step.
+    """Metrics of an optimizer step.
 
     Attributes:
         number: Optimizer steps made, this one included.
@@ -63,7 +63,7 @@ class Sampled(NamedTuple):
         return tuple(chosen[:MOST_ROWS])
 
 
-class Change(NamedTuple):
+class MeanChange(NamedTuple):
     """A mean that has changed since the start of a run.
 
     Attributes:
@@ -133,7 +133,7 @@ class Detector:
         del numbers[:-most]
         return numbers
 
-    def since_first(self, name: str, values: Sequence[float]) -> Change | None:
+    def since_first(self, name: str, values: Sequence[float]) -> MeanChange | None:
         """The change of a mean since the first call for this name; None in that call, or without values.
 
         Args:
@@ -149,9 +149,9 @@ class Detector:
             return None
         first, first_variance, first_number = self.memory[name]
         error = math.sqrt(variance / number + first_variance / first_number)
-        return Change(first, mean, error, math.sqrt(first_variance))
+        return MeanChange(first, mean, error, math.sqrt(first_variance))
 
-    def since_start(self, name: str, value: float, window: int) -> Change | None:
+    def since_start(self, name: str, value: float, window: int) -> MeanChange | None:
         """The change from the first ``window`` values under a name to the last ones; None before both are known.
 
         Args:
@@ -167,4 +167,4 @@ class Detector:
         if len(last) < window:
             return None
         error = math.sqrt((pvariance(first) + pvariance(last)) / (window - 1))
-        return Change(fmean(first), fmean(last), error, math.sqrt(pvariance(first)))
+        return MeanChange(fmean(first), fmean(last), error, math.sqrt(pvariance(first)))

@@ -1,4 +1,4 @@
-"""What a detector has found, and the file that keeps it."""
+"""Findings of detectors, and the file that keeps them."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from typing_extensions import override
 
-from lion_lightning.callbacks.monitors.health.detector import Change, Detector, Sampled, Step
+from lion_lightning.callbacks.monitors.health.detector import Detector, MeanChange, Sampled, Step
 from lion_lightning.callbacks.monitors.health.findings import Finding
 
 
@@ -72,7 +72,7 @@ class RewardHacking(Detector):
         seen = f"the score has risen from {score.start:.3g} to {score.now:.3g} in round {sampled.number}, while {what}"
         return self.finding(sampled.step, value, limit, seen, severity=severity)
 
-    def _change(self, name: str, sampled: Sampled, values: Iterable[Iterable[float]]) -> Change | None:
+    def _change(self, name: str, sampled: Sampled, values: Iterable[Iterable[float]]) -> MeanChange | None:
         """The change of a mean over prompts since the first round."""
         means = []
         for group in values:
@@ -80,7 +80,7 @@ class RewardHacking(Detector):
             means.append(fmean(known) if known else math.nan)
         return self.since_first(name, means)
 
-    def _falls(self, parts: Mapping[str, Change | None]) -> list[tuple[float, float, float, str]]:
+    def _falls(self, parts: Mapping[str, MeanChange | None]) -> list[tuple[float, float, float, str]]:
         """Severity, value, limit and words of each part that has fallen."""
         found = []
         for name, change in parts.items():
@@ -100,6 +100,6 @@ class RewardHacking(Detector):
             found.append(((first - now) / self.accuracy, first - now, self.accuracy, what))
         divergence = fmean(self.memory.get("kl", [0.0]))
         if divergence >= self.kl:
-            what = f"the policy is {divergence:.2f} nats a token from its reference (limit {self.kl:g})"
+            what = f"the policy is {divergence:.2f} nats per token from its reference (limit {self.kl:g})"
             found.append((divergence / self.kl, divergence, self.kl, what))
         return found

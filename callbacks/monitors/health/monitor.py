@@ -36,7 +36,7 @@ DETECTORS: tuple[type[Detector], ...] = (
     EntropyCollapse,
     RewardHacking,
 )
-"""What is looked for by default."""
+"""Detectors by default."""
 
 WORSE = 2.0
 """A symptom is reported again where it is so many times as bad as before."""
@@ -57,7 +57,7 @@ class HealthMonitor(LionCallback):
     Works with any module, as far as it logs what a detector reads: the loss is always seen.
 
     Args:
-        detectors: What is looked for; None for all that there are, an empty list for nothing.
+        detectors: Detectors of symptoms; None for all that there are, an empty list for none.
 
     Raises:
         ValueError: Two detectors are of one class.

@@ -167,7 +167,7 @@ class EntropyCollapse(Detector):
         if left > self.entropy:
             return None
         seen = (
-            f"the policy has {entropy.now:.3f} nats of entropy a token, after {entropy.start:.3f} in the first steps "
+            f"the policy has {entropy.now:.3f} nats of entropy per token, after {entropy.start:.3f} in the first steps "
             f"(limit {self.entropy:.0%} of it), and rewards have not risen"
         )
         return self.finding(step.number, left, self.entropy, seen, severity=self.entropy / max(left, 1e-6))

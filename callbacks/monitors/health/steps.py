@@ -119,8 +119,8 @@ class LikelihoodDisplacement(Detector):
         if lost < self.drop or not logp.is_sure():
             return None
         seen = (
-            f"chosen answers have lost {lost:.2f} nats a token since the first steps (limit {self.drop:g}), while the "
-            f"reward margin rose by {margin.rise:.2f}"
+            f"chosen answers have lost {lost:.2f} nats per token since the first steps (limit {self.drop:g}), while "
+            f"the reward margin rose by {margin.rise:.2f}"
         )
         return self.finding(step.number, lost, self.drop, seen, severity=lost / self.drop)
 

@@ -1,4 +1,4 @@
-"""What detectors are shown of the data and of rounds, from what is there anyway."""
+"""Views of the data and of rounds for detectors, from what is there anyway."""
 
 from __future__ import annotations
 

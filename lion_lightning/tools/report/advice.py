@@ -1,4 +1,4 @@
-"""What to do next: rules over what a run left, each with the numbers that are its reason."""
+"""Advice on the next steps, from the files of a run, each with the numbers that are its reason."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAIRS = "preferences: [{path: my/held_out_pairs.jsonl}]"
 
 
 def advice_of(chains: Sequence[ChainLogs], scores: Scores | None, launch: Launch) -> list[Advice]:
-    """What to do next, the most urgent first.
+    """Advice on the next steps, the most urgent first.
 
     Args:
         chains: The run.

@@ -1,4 +1,4 @@
-"""What was trained, how far it came and what it cost, from the files of a stage."""
+"""Settings, progress and cost of a stage, from its files."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Progress(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a stage took; None where it is not known.
+    """Time, steps, data and memory of a stage; None where it is not known.
 
     Attributes:
         seconds: Wall time, the evaluation included.
@@ -129,7 +129,7 @@ def _last_line(log: Path) -> str:
 
 
 def cost_of(stage: Stage) -> Cost:
-    """What a stage took."""
+    """Time, steps, data and memory of a stage, from its files."""
     steps = progress_of(stage).steps
     run, data = stage.startup.get("run", {}), stage.startup.get("data", {})
     rows = tokens = None
@@ -177,13 +177,20 @@ def settings_of(stage: Stage) -> dict[str, str]:
         "precision": str(stage.provenance.get("precision") or trainer.get("precision") or ""),
         "seed": str(stage.provenance.get("seed", stage.config.get("seed_everything", ""))),
     }
+    found |= _sampling_settings(trainer)
+    return {name: value for name, value in found.items() if value and value != "None"}
+
+
+def _sampling_settings(trainer: Mapping[str, Any]) -> dict[str, str]:
+    """Settings of the trainer's ``OnPolicySampling``; empty without one."""
+    found: dict[str, str] = {}
     for callback in trainer.get("callbacks") or []:
         if str(callback.get("class_path", "")).endswith("OnPolicySampling"):
             given = _arguments(callback)
-            found["answers a prompt"] = str(given.get("num_samples", ""))
+            found["answers per prompt"] = str(given.get("num_samples", ""))
             found["sampler"] = described(given.get("sampler"))
             found["judge"] = described(given.get("judge"))
-    return {name: value for name, value in found.items() if value and value != "None"}
+    return found
 
 
 def data_of(stage: Stage) -> str:
@@ -223,7 +230,8 @@ def _described(part: Any) -> str:
         if weights := arguments.get("weights"):
             parts: Any = next((arguments[key] for key in ("names", "losses", "judges") if key in arguments), [])
             if isinstance(weights, list) and isinstance(parts, list) and len(parts) == len(weights):
-                return " + ".join(map(_weighted, weights, parts))
+                terms = [(_described(weight), _described(one)) for weight, one in zip(weights, parts, strict=True)]
+                return " + ".join(term if weight == "1" else f"{weight} {term}" for weight, term in terms)
         inner = ", ".join(f"{key} {_described(value)}" for key, value in arguments.items() if _described(value))
         return f"{name} ({inner})" if inner else name
     if isinstance(part, Mapping):
@@ -231,10 +239,6 @@ def _described(part: Any) -> str:
     if isinstance(part, list):
         return (" + " if any(isinstance(one, Mapping) for one in part) else " ").join(map(_described, part))
     return f"{part:g}" if isinstance(part, float) else str(part)
-
-
-def _weighted(weight: Any, part: Any) -> str:
-    return _described(part) if weight == 1 else f"{_described(weight)} {_described(part)}"
 
 
 def _arguments(part: Any) -> dict[str, Any]:

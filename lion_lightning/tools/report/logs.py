@@ -37,7 +37,7 @@ class Stage(NamedTuple):
         config: Complete config of the stage; empty if there is none.
         startup: Summary before the first step, as ``startup.json`` has it; empty if there is none.
         provenance: The last start's entry of ``provenance.json``; empty if there is none.
-        findings: What `HealthMonitor` found; None where it did not watch.
+        findings: Findings of `HealthMonitor`; None where it did not watch.
         done: The entries of ``done.json``; empty for a stage that is not done, or not one of ``lion run``.
     """
 
@@ -189,7 +189,7 @@ def read_stage(folder: Path) -> Stage:
 
 
 def _before_after(path: Path) -> tuple[dict[str, float], list[tuple[str, str, str]]]:
-    """What `BeforeAfter` left: metrics before the first step, and answers."""
+    """Metrics before the first step and answers, as `BeforeAfter` keeps them."""
     found = _object(path)
     try:
         metrics = {str(key): float(value) for key, value in found.get("before", {}).get("metrics", {}).items()}

@@ -36,9 +36,8 @@ def _short(stages: Sequence[Stage]) -> Advice | None:
     if not progress.done or not 0 < progress.steps < FEW_STEPS:
         return None
     what = "Make more optimizer steps: raise trainer.max_epochs, or lower trainer.accumulate_grad_batches."
-    return Advice(
-        what, f"{_title(stages)} made {progress.steps}: its warmup and a few examples decide what it learned."
-    )
+    why = f"{_title(stages)} made {progress.steps}: its warmup and a few examples decide what it learned."
+    return Advice(what, why)
 
 
 def _held_out_loss(stages: Sequence[Stage]) -> Advice | None:
@@ -85,11 +84,9 @@ def _few_signals(stages: Sequence[Stage]) -> Advice | None:
     told = any(finding.symptom == "ties" for stage in stages for finding in stage.findings or [])
     if told or not shares or fmean(shares) >= FEW_SIGNALS:
         return None
-    what = "Sample more answers a prompt, at a higher temperature, or score them more finely."
-    return Advice(
-        what,
-        f"In the last round {1 - fmean(shares):.0%} of the prompts had answers of equal scores, which teach nothing.",
-    )
+    what = "Sample more answers per prompt, at a higher temperature, or score them more finely."
+    why = f"In the last round {1 - fmean(shares):.0%} of the prompts had answers of equal scores, which teach nothing."
+    return Advice(what, why)
 
 
 def _cut_off(stages: Sequence[Stage]) -> Advice | None:
@@ -104,9 +101,8 @@ def _clipped(stages: Sequence[Stage]) -> Advice | None:
     high = _final(stages, "clip/high")
     if high is None or high <= 0.2:
         return None
-    return Advice(
-        "Lower the learning rate or the epochs a round.", f"{high:.0%} of the tokens of {_title(stages)} were clipped."
-    )
+    why = f"{high:.0%} of the tokens of {_title(stages)} were clipped."
+    return Advice("Lower the learning rate or the epochs per round.", why)
 
 
 def _final(stages: Sequence[Stage], metric: str) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ FEWEST = 6
 """Prompts that a difference needs to be decided: of fewer, all may differ to one side by chance (0.5^5 > 0.025)."""
 
 
-class Slice(NamedTuple):
-    """What a score is of: all prompts, the prompts of a kind, or a part of the grade on all prompts.
+class ScoreSlice(NamedTuple):
+    """Scope of a score: all prompts, the prompts of a kind, or a part of the grade on all prompts.
 
     Attributes:
         axis: ``all``, ``kind`` or ``part``.
@@ -38,7 +38,7 @@ class Slice(NamedTuple):
         return found
 
 
-ALL = Slice("all")
+ALL = ScoreSlice("all")
 
 
 class Verdict(NamedTuple):
@@ -67,9 +67,9 @@ class Scores(NamedTuple):
 
     measure: str
     stages: list[str]
-    kinds: list[Slice]
-    parts: list[Slice]
-    table: dict[tuple[str, Slice], list[Interval]]
+    kinds: list[ScoreSlice]
+    parts: list[ScoreSlice]
+    table: dict[tuple[str, ScoreSlice], list[Interval]]
     answers: dict[str, list[list[Scored]]]
 
     @property
@@ -79,19 +79,19 @@ class Scores(NamedTuple):
 
     @property
     def over(self) -> str:
-        """What the intervals are over."""
+        """The source of the intervals: seeds or prompts."""
         return f"{self.seeds} seeds" if self.seeds > 1 else "the prompts of one seed"
 
     def values(self, stage: str) -> list[float]:
         """Mean score over all prompts, of each seed."""
         return [found.estimate for found in self.table[stage, ALL]]
 
-    def of(self, stage: str, part: Slice = ALL) -> Interval:
+    def of(self, stage: str, part: ScoreSlice = ALL) -> Interval:
         """Mean score over the seeds; of a single seed with the interval over its prompts."""
         found = self.table[stage, part]
         return found[0] if len(found) == 1 else mean_interval([each.estimate for each in found])
 
-    def gain(self, stage: str, before: str, part: Slice = ALL) -> Interval | None:
+    def gain(self, stage: str, before: str, part: ScoreSlice = ALL) -> Interval | None:
         """Difference of two stages: seed by seed, or prompt by prompt of a single seed.
 
         Seeds that differ by the very same number, as two may by one prompt of many, would give an interval without any
@@ -127,7 +127,7 @@ class Decline(NamedTuple):
     """Prompts, or a part of the grade, that a stage does worse than one before, by an interval below zero.
 
     Attributes:
-        what: What got worse.
+        what: The prompts or the part that got worse.
         after: The stage.
         before: The stage that it is compared with.
         verdict: The difference.
@@ -169,7 +169,7 @@ def verdict(gain: Interval | None) -> Verdict:
 
 
 def declines(scores: Scores) -> tuple[list[Decline], int]:
-    """What got worse from stage to stage, and from the first to the last; and how many comparisons were made."""
+    """Declines from stage to stage, and from the first to the last; and the number of comparisons that were made."""
     names = {"all": "all prompts", "kind": "prompts of the kind {}", "part": "the part of the grade {}"}
     found, count = [], 0
     for after, before in scores.steps():
@@ -204,18 +204,13 @@ def scores_of(chains: Sequence[ChainLogs]) -> Scores | None:
     common = [stage.name for stage in evaluated[0] if all(stage.name in others for others in names)]
     if not common:
         return None
-    table: dict[tuple[str, Slice], list[Interval]] = {}
+    table: dict[tuple[str, ScoreSlice], list[Interval]] = {}
     answers: dict[str, list[list[Scored]]] = {}
     for stage in chain.from_iterable(evaluated):
-        if stage.name not in common:
-            continue
-        answers.setdefault(stage.name, []).append(stage.answers)
-        results = stage.evaluation["accuracy"]
-        found = {ALL: results}
-        found |= {Slice("kind", name): one for name, one in results.get("by", {}).items()}
-        found |= {Slice("part", name): one for name, one in results.get("parts", {}).items()}
-        for part, one in found.items():
-            table.setdefault((stage.name, part), []).append(Interval(one["estimate"], one["low"], one["high"]))
+        if stage.name in common:
+            answers.setdefault(stage.name, []).append(stage.answers)
+            for part, value in _estimates(stage.evaluation["accuracy"]).items():
+                table.setdefault((stage.name, part), []).append(value)
     slices = []
     for name, part in table:  # of kinds and parts, those that every stage of every seed has
         if name == common[0] and all(len(table.get((other, part), [])) == len(chains) for other in common):
@@ -229,3 +224,11 @@ def scores_of(chains: Sequence[ChainLogs]) -> Scores | None:
         table=table,
         answers={name: seeds if all(seeds) else [] for name, seeds in answers.items()},
     )
+
+
+def _estimates(results: Mapping[str, Any]) -> dict[ScoreSlice, Interval]:
+    """Results of an evaluation by slice."""
+    found = {ALL: results}
+    found |= {ScoreSlice("kind", name): one for name, one in results.get("by", {}).items()}
+    found |= {ScoreSlice("part", name): one for name, one in results.get("parts", {}).items()}
+    return {part: Interval(one["estimate"], one["low"], one["high"]) for part, one in found.items()}

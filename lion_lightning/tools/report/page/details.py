@@ -11,13 +11,12 @@ from lion_lightning.tools.report.page.html import Cell, Html, Row, items, table,
 from lion_lightning.tools.report.plots.panels import (
     POLICY_GRADIENT,
     STEPS,
-    Panel,
     loss_panels,
     round_panels,
     step_panels,
 )
 from lion_lightning.tools.report.plots.svg import Bar, interval_plot, line_plot
-from lion_lightning.tools.report.scores import Scores, Slice, verdict, with_interval
+from lion_lightning.tools.report.scores import Scores, ScoreSlice, verdict, with_interval
 
 
 def slices(scores: Scores | None) -> Html:
@@ -32,7 +31,7 @@ def slices(scores: Scores | None) -> Html:
     return tag("section", *(part for pair in found for part in pair))
 
 
-def _sliced(scores: Scores, title: str, parts: Sequence[Slice]) -> tuple[Html, Html]:
+def _sliced(scores: Scores, title: str, parts: Sequence[ScoreSlice]) -> tuple[Html, Html]:
     groups = []
     rows: list[Row] = []
     for part in parts:
@@ -62,12 +61,8 @@ def curves(chains: Sequence[ChainLogs]) -> Html:
     parts = []
     for title, panels in found.items():
         if panels:
-            parts += [tag("h2", title), _plots(panels)]
+            parts += [tag("h2", title), tag("div", *map(line_plot, panels), class_="plots")]
     return tag("section", *parts)
-
-
-def _plots(panels: Sequence[Panel]) -> Html:
-    return tag("div", *map(line_plot, panels), class_="plots")
 
 
 def settings(chains: Sequence[ChainLogs]) -> Html:

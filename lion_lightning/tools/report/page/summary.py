@@ -41,27 +41,19 @@ def gains(scores: Scores | None, chains: Sequence[ChainLogs]) -> Html:
     if scores is None:
         return tag("section", tag("h2", "Did it get better?"), _no_scores(chains))
     first, last = scores.stages[0], scores.stages[-1]
-    over = f"95% interval over {scores.over}"
+    over, kind = f"95% interval over {scores.over}", ""
     if first == last:
         big = f"{stage_title(first)}: held-out {scores.measure} {with_interval(scores.of(first))}"
-        head = tag(
-            "div",
-            tag("p", big, class_="big"),
-            tag("p", f"{over}; nothing to compare it with.", class_="note"),
-            class_="headline",
-        )
+        note = f"{over}; nothing to compare it with."
     else:
         total = verdict(scores.gain(last, first))
         answer = {"better": "Yes", "worse": "No", "undecided": "Not decided", "unknown": "Not decided"}[total.kind]
         text = total.text.removeprefix("not decided: ")
         big = f"{answer}: {stage_title(last)} against {stage_title(first)}: {text}"
         path = " → ".join(f"{scores.of(stage).estimate:.3f}" for stage in scores.stages)
-        head = tag(
-            "div",
-            tag("p", big, class_="big"),
-            tag("p", f"Held-out {scores.measure} {path}; {over}.", class_="note"),
-            class_=f"headline {total.kind}",
-        )
+        note, kind = f"Held-out {scores.measure} {path}; {over}.", total.kind
+    shown = [tag("p", big, class_="big"), tag("p", note, class_="note")]
+    head = tag("div", *shown, class_=f"headline {kind}".rstrip())
     return tag("section", tag("h2", "Did it get better?"), head, _stages(scores))
 
 
@@ -82,7 +74,7 @@ def _stages(scores: Scores) -> Html:
 
 
 def _no_scores(chains: Sequence[ChainLogs]) -> Html:
-    """What the stages logged of themselves where no answers were scored."""
+    """Metrics that the stages logged, where no answers were scored."""
     lines = []
     for chain in chains:
         for stage in chain.stages:
@@ -113,7 +105,7 @@ def _logged(stage: Stage) -> str:
 
 
 def worse(scores: Scores | None) -> Html:
-    """What got worse, decidedly; and how many answers did, and got better."""
+    """Declines that are decided; and the number of answers that got worse and better."""
     if scores is None or len(scores.stages) < 2:
         return Html("")
     found, count = declines(scores)
@@ -138,7 +130,7 @@ def worse(scores: Scores | None) -> Html:
 
 
 def wrong(chains: Sequence[ChainLogs]) -> Html:
-    """What `HealthMonitor` found while the stages trained; empty where it did not watch."""
+    """Findings of `HealthMonitor` while the stages trained; empty where it did not watch."""
     watched = [(chain.name, stage) for chain in chains for stage in chain.stages if stage.findings is not None]
     if not watched:
         return Html("")
@@ -153,13 +145,7 @@ def wrong(chains: Sequence[ChainLogs]) -> Html:
 def cost(chains: Sequence[ChainLogs]) -> Html:
     """Time, tokens, speed and memory, in all and by stage."""
     costs = [(chain.name, stage.name, cost_of(stage)) for chain in chains for stage in chain.stages]
-    every = [one for _, _, one in costs]
-    seconds, tokens = sum(one.seconds or 0 for one in every), sum(one.tokens or 0 for one in every)
-    tiles = {"time": clock(seconds) if seconds else "", "tokens trained": _short(tokens) if tokens else ""}
-    tiles["optimizer steps"] = f"{sum(one.steps for one in every):,}"
-    most = max((one for one in every if one.memory), key=lambda one: one.memory or 0, default=None)
-    if most:
-        tiles["peak memory" if most.measured else "memory, estimated"] = _memory(most).removeprefix("about ")
+    tiles = _totals([one for _, _, one in costs])
     shown = tag(
         "dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in tiles.items() if value), class_="tiles"
     )
@@ -167,18 +153,23 @@ def cost(chains: Sequence[ChainLogs]) -> Html:
     for seed, name, one in costs:
         where = stage_title(name) if len(chains) == 1 else f"{seed}, {stage_title(name)}"
         speed = f"{one.tokens_per_second:,.0f}" if one.tokens_per_second else ""
-        cells = [
-            clock(one.seconds) if one.seconds else "",
-            f"{one.steps:,}",
-            _number(one.rows),
-            _number(one.tokens),
-            speed,
-            _memory(one),
-        ]
+        time = clock(one.seconds) if one.seconds else ""
+        cells = [time, f"{one.steps:,}", _number(one.rows), _number(one.tokens), speed, _memory(one)]
         rows.append([where, *(Cell(cell, "n") for cell in cells)])
     head = ["stage", "time", "steps", "rows", "tokens", "tokens/s", "memory"]
     by_stage = tag("details", tag("summary", "By stage"), table(head, rows))
     return tag("section", tag("h2", "What it cost"), shown, by_stage if len(costs) > 1 else table(head, rows))
+
+
+def _totals(costs: Sequence[Cost]) -> dict[str, str]:
+    """Time, tokens, steps and the highest memory of all stages, by title; empty texts for what is not known."""
+    seconds, tokens = sum(one.seconds or 0 for one in costs), sum(one.tokens or 0 for one in costs)
+    totals = {"time": clock(seconds) if seconds else "", "tokens trained": _short(tokens) if tokens else ""}
+    totals["optimizer steps"] = f"{sum(one.steps for one in costs):,}"
+    most = max((one for one in costs if one.memory), key=lambda one: one.memory or 0, default=None)
+    if most:
+        totals["peak memory" if most.measured else "memory, estimated"] = _memory(most).removeprefix("about ")
+    return totals
 
 
 def _memory(one: Cost) -> str:
@@ -201,7 +192,7 @@ def _short(value: int) -> str:
 
 
 def next_steps(found: Sequence[Advice]) -> Html:
-    """What to do next, each with its reason."""
+    """Advice on the next steps, each with its reason."""
     if not found:
         return Html("")
     points = []

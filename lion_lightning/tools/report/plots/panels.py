@@ -13,7 +13,7 @@ from lion_lightning.tools.report.logs import ChainLogs, Curve, Stage, all_stages
 Point = tuple[float, float]
 
 
-class Line(NamedTuple):
+class PlotLine(NamedTuple):
     """A line of a panel.
 
     Attributes:
@@ -21,7 +21,7 @@ class Line(NamedTuple):
         points: Its points.
         color: Number of its color.
         dash: Number of its style.
-        dots: Whether each point is marked.
+        dots: True to mark each point.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Panel(NamedTuple):
 
     title: str
     over: str
-    lines: list[Line]
+    lines: list[PlotLine]
     good: str = ""
 
 
@@ -55,7 +55,7 @@ class Shown(NamedTuple):
         keys: Pattern of log keys, without ``train/`` or ``on_policy/`` before them; for several lines with a group.
         good: What a good curve looks like.
         line: Name of a line, with {} for the text of the group.
-        smooth: Whether to draw a running mean.
+        smooth: True to draw a running mean.
     """
 
     title: str
@@ -94,7 +94,7 @@ POLICY_GRADIENT = (
     Shown("share of groups whose rewards differ", r"groups_with_signal", "Not near 0: the others teach nothing."),
     Shown("entropy of the policy, nats per token", r"entropy", "Falls slowly; near 0 all answers are the same."),
     Shown("share of tokens that are clipped", r"clip/(low|high)", "Small; above 0.2 the steps are too large."),
-    Shown("KL to the reference, nats an answer", r"kl", "Grows slowly; a jump means too large steps."),
+    Shown("KL to the reference, nats per answer", r"kl", "Grows slowly; a jump means too large steps."),
     Shown("ratio to the policy that sampled", r"ratio", "Near 1."),
     Shown("steps since the answers were sampled", r"staleness", "As the settings say.", smooth=False),
     Shown("length of an answer, tokens", r"lengths", "Steady; steady growth without reward is padding."),
@@ -193,12 +193,12 @@ def _lines(
     color: int,
     dash: int = 0,
     dots: bool = False,
-) -> list[Line]:
+) -> list[PlotLine]:
     """A line for each seed, of which the first has the name; those without points are left out."""
-    lines: list[Line] = []
+    lines: list[PlotLine] = []
     for curve in curves:
         if points := [(float(x), y) for x, y in curve.items() if math.isfinite(y)]:
-            lines.append(Line("" if lines else name, points, color, dash, dots))
+            lines.append(PlotLine("" if lines else name, points, color, dash, dots))
     return lines
 
 

@@ -7,11 +7,14 @@ from typing import NamedTuple
 
 from lion_lightning.tools.evaluate.intervals import Interval
 from lion_lightning.tools.report.page.html import Html, join, tag
-from lion_lightning.tools.report.plots.panels import Line, Panel, shortened, thinned, ticks
+from lion_lightning.tools.report.plots.panels import Panel, PlotLine, shortened, thinned, ticks
 
 WIDTH, HEIGHT = 340, 200
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 32
 """Of the axes: room for the numbers around them."""
+
+NAMES = 96
+"""Room for the names of groups."""
 
 POINTS = 4_000
 """Points of all lines of a plot, so that a page of many seeds stays small."""
@@ -60,7 +63,7 @@ def _axes(over: str, across: Scale, up: Scale) -> Html:
     return join([*parts, tag("text", over, x=middle, y=str(HEIGHT - 3), class_="middle")])
 
 
-def _line(line: Line, most: int, across: Scale, up: Scale) -> Html:
+def _line(line: PlotLine, most: int, across: Scale, up: Scale) -> Html:
     points = [(across(x), up(y)) for x, y in thinned(line.points, most)]
     places = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     drawn = [tag("polyline", points=places, class_=f"s{line.color % 6} d{line.dash % 4}")] if len(points) > 1 else []
@@ -70,16 +73,16 @@ def _line(line: Line, most: int, across: Scale, up: Scale) -> Html:
     return join(drawn)
 
 
-def _named(lines: Sequence[Line]) -> list[Line]:
+def _named(lines: Sequence[PlotLine]) -> list[PlotLine]:
     return [line for line in lines if line.name]
 
 
-def _ends(line: Line) -> str:
+def _ends(line: PlotLine) -> str:
     first, last = line.points[0][1], line.points[-1][1]
     return f"{line.name} {first:.3g}" if len(line.points) == 1 else f"{line.name} from {first:.3g} to {last:.3g}"
 
 
-def _legend(line: Line) -> Html:
+def _legend(line: PlotLine) -> Html:
     sample = tag("line", x1="0", x2="22", y1="5", y2="5", class_=f"s{line.color % 6} d{line.dash % 4}")
     return tag("li", tag("svg", sample, viewBox="0 0 22 10", class_="key", aria_hidden="true"), f" {_ends(line)}")
 
@@ -120,27 +123,18 @@ def interval_bar(value: Interval, color: int, low: float, high: float) -> Html:
 
 
 def interval_plot(title: str, groups: Sequence[tuple[str, Sequence[Bar]]], low: float, high: float) -> Html:
-    """Values with intervals, a block of lines for each group, as a figure; the numbers stand beside them."""
-    name_width, row, gap = 96, 13, 9
-    scale = Scale(low, max(high, low + 1e-9), name_width, WIDTH - RIGHT)
-    parts, y = [], 10.0
-    bottom = 10 + sum(row * len(bars) + gap for _, bars in groups)
-    for value in ticks(low, high):
-        x = f"{scale(value):.1f}"
-        parts.append(tag("line", x1=x, x2=x, y1="4", y2=f"{bottom:g}", class_="grid"))
-        parts.append(tag("text", f"{value:g}", x=x, y=f"{bottom + 13:g}", class_="middle"))
+    """Values with intervals, a block of lines for each group, as a figure; the numbers stand next to them."""
+    row, gap, top = 13, 9, 10.0
+    scale = Scale(low, max(high, low + 1e-9), NAMES, WIDTH - RIGHT)
+    bottom = top + sum(row * len(bars) + gap for _, bars in groups)
+    parts, said, y = [_grid(scale, bottom)], [], top
     for name, bars in groups:
         middle = y + row * (len(bars) - 1) / 2 + 4
-        parts.append(tag("text", shortened(name), x=str(name_width - 6), y=f"{middle:.1f}", class_="end"))
+        parts.append(tag("text", shortened(name), x=str(NAMES - 6), y=f"{middle:.1f}", class_="end"))
         for bar in bars:
-            start, end = (scale(min(max(bound, low), high)) for bound in (bar.value.low, bar.value.high))
-            kind = f"s{bar.color % 6}"
-            parts.append(tag("line", x1=f"{start:.1f}", x2=f"{end:.1f}", y1=f"{y:g}", y2=f"{y:g}", class_=kind))
-            parts.append(tag("circle", cx=f"{scale(bar.value.estimate):.1f}", cy=f"{y:g}", r="3.2", class_=kind))
+            parts.append(_whisker(bar, scale, y))
             y += row
         y += gap
-    said = []
-    for name, bars in groups:
         values = ", ".join(f"{bar.name} {bar.value.estimate:.2f}" for bar in bars)
         said.append(f"{name}: {values}")
     plot = tag(
@@ -151,3 +145,21 @@ def interval_plot(title: str, groups: Sequence[tuple[str, Sequence[Bar]]], low: 
         dot = tag("circle", cx="11", cy="5", r="4", class_=f"s{bar.color % 6}")
         keys.append(tag("li", tag("svg", dot, viewBox="0 0 22 10", class_="key", aria_hidden="true"), f" {bar.name}"))
     return tag("figure", tag("h3", title), plot, tag("figcaption", tag("ul", *keys, class_="legend")))
+
+
+def _grid(scale: Scale, bottom: float) -> Html:
+    """Vertical lines at round values, with their numbers below."""
+    parts = []
+    for value in ticks(scale.low, scale.high):
+        x = f"{scale(value):.1f}"
+        parts.append(tag("line", x1=x, x2=x, y1="4", y2=f"{bottom:g}", class_="grid"))
+        parts.append(tag("text", f"{value:g}", x=x, y=f"{bottom + 13:g}", class_="middle"))
+    return join(parts)
+
+
+def _whisker(bar: Bar, scale: Scale, y: float) -> Html:
+    """A value as a dot on the line of its interval, which ends at the edges of the plot."""
+    start, end = (scale(min(max(bound, scale.low), scale.high)) for bound in (bar.value.low, bar.value.high))
+    kind = f"s{bar.color % 6}"
+    line = tag("line", x1=f"{start:.1f}", x2=f"{end:.1f}", y1=f"{y:g}", y2=f"{y:g}", class_=kind)
+    return join([line, tag("circle", cx=f"{scale(bar.value.estimate):.1f}", cy=f"{y:g}", r="3.2", class_=kind)])

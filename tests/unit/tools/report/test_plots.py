@@ -12,8 +12,8 @@ from lion_lightning.tools.report.logs import ChainLogs, read_run, read_stage
 from lion_lightning.tools.report.plots.overview import overview
 from lion_lightning.tools.report.plots.panels import (
     POLICY_GRADIENT,
-    Line,
     Panel,
+    PlotLine,
     loss_panels,
     round_panels,
     smooth,
@@ -57,7 +57,7 @@ def test_a_scale_maps_its_ends_to_its_places() -> None:
 
 def test_a_plot_says_its_lines_in_words_and_spans_its_axes() -> None:
     drawn = line_plot(
-        Panel("loss", "step", [Line("held < out", [(0, 2.0), (10, 1.0)], 7, dash=1, dots=True)], "Falls.")
+        Panel("loss", "step", [PlotLine("held < out", [(0, 2.0), (10, 1.0)], 7, dash=1, dots=True)], "Falls.")
     )
     assert 'role="img" aria-label="loss over step: held &lt; out from 2 to 1"' in drawn
     (places,) = re.findall(r'<polyline points="([^"]*)" class="s1 d1">', drawn)  # the eighth color is the second again
@@ -69,8 +69,8 @@ def test_a_plot_says_its_lines_in_words_and_spans_its_axes() -> None:
 
 
 def test_a_single_point_and_a_flat_line_are_drawn() -> None:
-    assert "<circle" in line_plot(Panel("a", "step", [Line("x", [(3, 2.0)], 0)]))
-    flat = line_plot(Panel("a", "step", [Line("x", [(0, 0.0), (1, 0.0)], 0)]))
+    assert "<circle" in line_plot(Panel("a", "step", [PlotLine("x", [(3, 2.0)], 0)]))
+    flat = line_plot(Panel("a", "step", [PlotLine("x", [(0, 0.0), (1, 0.0)], 0)]))
     assert "NaN" not in flat
     assert 'aria-label="a over step: x from 0 to 0"' in flat
 

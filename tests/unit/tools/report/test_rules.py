@@ -87,7 +87,7 @@ def test_equal_scores_and_cut_answers_of_rounds_are_told(tmp_path: Path) -> None
 
 def test_policy_gradients_that_clip_much_are_told(tmp_path: Path) -> None:
     found = logged(tmp_path, train__clip__high=[0.1, 0.3])
-    assert found == ["Lower the learning rate or the epochs a round."]
+    assert found == ["Lower the learning rate or the epochs per round."]
 
 
 # --- the run
@@ -266,7 +266,7 @@ def test_settings_are_those_of_the_config(tmp_path: Path) -> None:
         "optimizer": "AdamW (lr 0.002, betas 0.9 0.95)",
         "epochs": "2",
         "longest": "1,280 tokens",
-        "answers a prompt": "8",
+        "answers per prompt": "8",
         "judge": "J",
     }
 

@@ -10,7 +10,7 @@ import pytest
 from lion_lightning.tools.evaluate.intervals import Interval, bootstrap
 from lion_lightning.tools.report.answers import Scored, side_by_side
 from lion_lightning.tools.report.logs import ChainLogs, read_run, read_stage
-from lion_lightning.tools.report.scores import Scores, Slice, changes, declines, scores_of, verdict
+from lion_lightning.tools.report.scores import Scores, ScoreSlice, changes, declines, scores_of, verdict
 from tests.unit.tools.report.runs import curve, evaluate, finish
 
 SFT = [0.0, 0.0, 0.5, 1.0, 1.0, 0.0, 0.0, 1.0, 0.5, 0.5]
@@ -69,7 +69,7 @@ def test_seeds_are_compared_seed_by_seed_with_students_t(tmp_path: Path) -> None
     assert gain.estimate == pytest.approx(0.2)
     assert gain.high - gain.estimate == pytest.approx(4.3027 * 0.1 / 3**0.5, abs=1e-4)
     # of the first 5 "sort" answers, at even places, 2, 3 and 3 are right
-    assert scores.of("sft", Slice("kind", "sort")).estimate == pytest.approx((2 + 3 + 3) / 15)
+    assert scores.of("sft", ScoreSlice("kind", "sort")).estimate == pytest.approx((2 + 3 + 3) / 15)
 
 
 def test_only_stages_that_all_seeds_have_evaluated_are_compared(tmp_path: Path) -> None:

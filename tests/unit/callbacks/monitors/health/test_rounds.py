@@ -192,4 +192,4 @@ def test_held_out_pairs_that_are_ranked_worse_and_a_large_divergence_are_hacking
     far = RewardHacking(kl=1.0)
     far.on_step(Step(1, {"loss": 0.0, "kl": 15.0, "lengths": 10.0}))
     (finding,) = found(far, FIRST, better)
-    assert "1.50 nats a token from its reference" in finding.seen
+    assert "1.50 nats per token from its reference" in finding.seen

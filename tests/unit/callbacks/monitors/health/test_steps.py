@@ -43,13 +43,13 @@ def pair(per_token: float, margin: float) -> dict[str, float]:
 
 
 def test_chosen_answers_that_fall_while_the_margin_rises_are_found() -> None:
-    # The first two steps at -1.0 nats a token. Means of the last two: -1.3 at step 4, and -1.6 at step 5.
+    # The first two steps at -1.0 nats per token. Means of the last two: -1.3 at step 4, and -1.6 at step 5.
     stream = [pair(-1.0, 0.0), pair(-1.0, 0.0), pair(-1.0, 1.0), pair(-1.6, 1.0), pair(-1.6, 1.0)]
     (finding,) = found(LikelihoodDisplacement(drop=0.5, window=2), stream)
     assert finding.step == 5
     assert finding.value == pytest.approx(0.6)
     assert finding.severity == pytest.approx(1.2)
-    assert "lost 0.60 nats a token" in finding.seen
+    assert "lost 0.60 nats per token" in finding.seen
     assert "margin rose by 1.00" in finding.seen
 
 
