@@ -109,7 +109,7 @@ class Scores(NamedTuple):
             return bootstrap(differences)
         return found if len(ours) > 1 else Interval(found.estimate, math.nan, math.nan)
 
-    def _differences(self, stage: str, before: str, part: Slice) -> list[float]:
+    def _differences(self, stage: str, before: str, part: ScoreSlice) -> list[float]:
         """By how much each answer of all seeds scores more than another stage's to the same prompt."""
         found = []
         for ours, theirs in zip(self.answers.get(stage, []), self.answers.get(before, []), strict=False):
