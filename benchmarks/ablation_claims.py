@@ -134,6 +134,7 @@ def false_decisions(level: float, claims: int = 20_000, seed: int = 0) -> float:
     found = np.zeros(claims, dtype=bool)
     for seeds in range(MIN_SEEDS, MAX_SEEDS + 1):
         looked_at = draws[:, :seeds]
+        # half of Student's interval of each claim's mean: (claims,)
         half = t_quantile((1 + level) / 2, seeds - 1) * looked_at.std(1, ddof=1) / np.sqrt(seeds)
-        found |= np.abs(looked_at.mean(1)) > half
+        found |= np.abs(looked_at.mean(1)) > half  # decided at the first interval that excludes zero
     return float(found.mean())

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ablation_claims import MAX_SEEDS, Claim, Decision
+from ablation_claims import EQUAL, MAX_SEEDS, Claim, Decision
 from ablation_variants import VARIANTS
 
 from lion_lightning.tools.evaluate.intervals import Interval, mean_interval
@@ -94,13 +94,13 @@ def draw(decided: Sequence[tuple[Claim, Decision]], path: Path) -> None:
     rows = [(claim, decision) for claim, decision in decided if decision.interval]
     colors = {"first": "#3b6fb6", "second": "#c8553d", "equal": "#3d9a6c", "": "#8a8f98"}
     figure, axes = plt.subplots(figsize=(8.5, 0.3 * len(rows) + 1.2), layout="constrained")
-    axes.axvspan(-0.02, 0.02, color="#eee")
+    axes.axvspan(-EQUAL, EQUAL, color="#eee")  # an interval within is "as good as each other"
     axes.axvline(0, color="#222", linewidth=0.8)
     for place, (_, decision) in enumerate(rows):
         assert decision.interval
         mean, low, high = decision.interval
         color = colors[decision.outcome]
-        fill = color if decision.firm else "white"
+        fill = color if decision.firm else "white"  # an empty dot: decided by the 95% interval alone, or open
         axes.errorbar(mean, -place, xerr=[[mean - low], [high - mean]], color=color, capsize=3, fmt="o", mfc=fill)
     names = [f"{claim.text} ({decision.seeds})" for claim, decision in rows]
     axes.set_yticks([-place for place in range(len(rows))], names, fontsize=8)

@@ -112,6 +112,7 @@ def search_rates(out: Path, workers: int) -> dict[str, dict[str, float]]:
 
 def _moved(stage: StagePlan, folder: Path) -> StagePlan:
     """A stage with another folder for all of its output."""
+    # by its text: the folder stands in many settings, alone or at the beginning of a path
     text = (
         json.dumps(stage.config).replace(f"{stage.folder}/", f"{folder}/").replace(f'"{stage.folder}"', f'"{folder}"')
     )

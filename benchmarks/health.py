@@ -46,6 +46,7 @@ def small(stage: str, configs: Path, run: Path, seed: int) -> Config:
     """
     config: Config = yaml.safe_load((configs / f"{stage}.yaml").read_text("utf-8"))
     arguments = config["data"]["init_args"]
+    # shares of the demo's rows
     rows = {"sources": SFT / 5000 if stage == "sft" else PAIRS / 4000, "validation": HELD_OUT / 330}
     for name, fraction in rows.items():
         for source in arguments.get(name, ()):
@@ -102,7 +103,7 @@ def run_case(case: Case, configs: Path, run: Path, out: Path) -> dict[str, Any]:
         path.write_text(yaml.safe_dump(config_of(case, configs, run, folder)), "utf-8")
         began = time.process_time()
         code = lion(["fit", "-c", str(path)])
-        if code and case.symptom != SYMPTOMS[0]:
+        if code and case.symptom != SYMPTOMS[0]:  # a run with NaN may stop with an error
             raise SystemExit(f"{path}: the run failed; fix it and start again")
         found = [finding.to_dict() for finding in read_findings(folder / "health.jsonl")]
         outcome = {"code": code, "seconds": round(time.process_time() - began, 1), "findings": found}

@@ -52,7 +52,7 @@ class Models:
         """``(tokens,)`` log-probs of an answer's tokens; the policy's where no model is given."""
         before, after = self.ids(prompt, answer)
         logits = (model or self.policy)(torch.tensor([before + after])).logits[0]  # (tokens, vocabulary)
-        predicted = logits[len(before) - 1 : -1].log_softmax(-1)
+        predicted = logits[len(before) - 1 : -1].log_softmax(-1)  # each position predicts the token after it
         return predicted[torch.arange(len(after)), torch.tensor(after)]
 
     def both(self, prompt: Turns, answer: Turns) -> tuple[Tensor, Tensor]:
@@ -112,16 +112,17 @@ def _steps(rows: list[Row], settings: Settings) -> Iterator[MicroBatches]:
 @torch.no_grad()
 def _adamw(weight: nn.Parameter, gradient: Tensor, m: Tensor, v: Tensor, number: int, settings: Settings) -> None:
     """Lines 7 to 12 of the algorithm; norms do not decay."""
-    m.mul_(BETAS[0]).add_((1 - BETAS[0]) * gradient)
-    v.mul_(BETAS[1]).add_((1 - BETAS[1]) * gradient.square())
-    unbiased = m / (1 - BETAS[0] ** number), v / (1 - BETAS[1] ** number)
+    m.mul_(BETAS[0]).add_((1 - BETAS[0]) * gradient)  # line 7
+    v.mul_(BETAS[1]).add_((1 - BETAS[1]) * gradient.square())  # line 8
+    unbiased = m / (1 - BETAS[0] ** number), v / (1 - BETAS[1] ** number)  # lines 9 and 10
     decay = settings.weight_decay if weight.dim() > 1 else 0.0
+    # line 12, its two terms one after the other
     weight.mul_(1 - settings.learning_rate * decay)
     weight.sub_(settings.learning_rate * unbiased[0] / (unbiased[1].sqrt() + EPSILON))
 
 
 def _flat(step: MicroBatches) -> Iterator[Row]:
-    return (row for rows in step for row in rows)
+    return (row for rows in step for row in rows)  # losses are means over the step, not over its micro-batches
 
 
 def sft(models: Models, step: MicroBatches) -> Tensor:

@@ -101,7 +101,7 @@ def train(
             callbacks=[record],
             **more,
         )
-        made.remove_callback(PrinterCallback)
+        made.remove_callback(PrinterCallback)  # it prints every log
         made.train()
     return record.steps
 
@@ -169,6 +169,7 @@ def _answering(kind: Any, rows: list[Row], tokenizer: Any) -> Any:
             return (found, None) if issubclass(kind, GRPOTrainer) else found
 
         def _prepare_inputs(self, inputs: Any) -> Any:
+            # TRL shuffles the answers of a round; both sides are to have the same micro-batches
             with patch(f"{kind.__module__}.shuffle_sequence_dict", lambda batch: batch):
                 return super()._prepare_inputs(inputs)
 

@@ -109,7 +109,7 @@ def help_block(name: str) -> str:
     """Help of a command; a long one, as of those that take every key of a config, is folded."""
     text = help_of(name)
     block = f"```text\n{text}```\n"
-    if text.count("\n") < 100:
+    if text.count("\n") < 100:  # short enough to stand open
         return block
     return f'??? note "lion {name} --help"\n\n' + indent(block, "    ")
 

@@ -68,14 +68,14 @@ def source_page(path: str, strict: bool) -> str:
     text = (ROOT / path).read_text("utf-8")
     if path.endswith(".md"):
         return text
-    fence = "`" * 4
+    fence = "`" * 4  # a file may hold fences of three
     return f"# {path}\n\n{fence}{LANGUAGES.get(Path(path).suffix, 'text')}\n{text}{fence}\n"
 
 
 def reached(pages: list[str]) -> set[str]:
     """Files and folders outside docs/ that pages lead to, and those that these lead to in turn."""
     found: set[str] = set()
-    while pages:
+    while pages:  # a list of work: each page adds the pages that it leads to
         path = pages.pop()
         targets: list[str] = []
         if (ROOT / path).is_dir():

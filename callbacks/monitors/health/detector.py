@@ -85,7 +85,7 @@ class MeanChange(NamedTuple):
 
     def is_sure(self, errors: float = 3.0) -> bool:
         """True if it is at least so many standard errors from none."""
-        return abs(self.rise) >= errors * self.error and self.rise != 0
+        return abs(self.rise) >= errors * self.error and self.rise != 0  # constant values have an error of 0
 
 
 class Detector:
@@ -148,6 +148,7 @@ class Detector:
             self.memory[name] = [mean, variance, number]
             return None
         first, first_variance, first_number = self.memory[name]
+        # the standard error of a difference of independent means
         error = math.sqrt(variance / number + first_variance / first_number)
         return MeanChange(first, mean, error, math.sqrt(first_variance))
 
@@ -166,5 +167,6 @@ class Detector:
         last = self.remember(name, value, window)
         if len(last) < window:
             return None
+        # variance of a mean: the unbiased variance, pvariance * window / (window - 1), over the window
         error = math.sqrt((pvariance(first) + pvariance(last)) / (window - 1))
         return MeanChange(fmean(first), fmean(last), error, math.sqrt(pvariance(first)))

@@ -42,7 +42,7 @@ class RewardHacking(Detector):
     def on_step(self, step: Step) -> Finding | None:
         lengths = step.metrics.get("lengths", step.metrics.get("lengths/chosen", 0.0))
         nats = step.metrics.get("kl", step.metrics.get("log_ratio", math.nan))
-        divergence = nats / lengths if lengths > 0 else math.nan
+        divergence = nats / lengths if lengths > 0 else math.nan  # per token
         if math.isfinite(divergence):
             self.remember("kl", divergence, 10)
         return None
@@ -52,7 +52,7 @@ class RewardHacking(Detector):
         accuracy = metrics.get("rewards/accuracy", math.nan)
         if math.isfinite(accuracy):
             first = self.memory.get("accuracy", [accuracy])[0]
-            self.memory["accuracy"] = [first, accuracy]
+            self.memory["accuracy"] = [first, accuracy]  # a list, as all of the memory, so that checkpoints keep it
         return None
 
     @override
@@ -68,7 +68,7 @@ class RewardHacking(Detector):
         falls = [*self._falls(parts), *self._others()]
         if not falls:
             return None
-        severity, value, limit, what = max(falls)
+        severity, value, limit, what = max(falls)  # the worst alone is told
         seen = f"the score has risen from {score.start:.3g} to {score.now:.3g} in round {sampled.number}, while {what}"
         return self.finding(sampled.step, value, limit, seen, severity=severity)
 
@@ -76,7 +76,7 @@ class RewardHacking(Detector):
         """The change of a mean over prompts since the first round."""
         means = []
         for group in values:
-            known = [float(value) for value in group if not math.isnan(value)]
+            known = [float(value) for value in group if not math.isnan(value)]  # NaN: a judge had no rating
             means.append(fmean(known) if known else math.nan)
         return self.since_first(name, means)
 

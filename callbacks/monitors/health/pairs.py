@@ -65,10 +65,10 @@ class DegeneratePairs(Detector):
 
 def degenerate(chosen: Sequence[int], rejected: Sequence[int]) -> str | None:
     """How two answers, each with the token that ends it, are nearly the same; None if they are not."""
-    short, long = sorted((list(chosen), list(rejected)), key=len)
+    short, long = sorted((list(chosen), list(rejected)), key=len)  # the same whichever of them is chosen
     if short == long:
         return "identical"
-    if len(short) < 2:
+    if len(short) < 2:  # the end-of-turn token alone
         return "empty"
     same_end = short[-1] == long[-1]
     beginning = short[:-1] if same_end else short
@@ -84,4 +84,5 @@ def _is_one_apart(short: Sequence[int], long: Sequence[int]) -> bool:
     start = 0
     while start < len(short) and short[start] == long[start]:
         start += 1
+    # behind the first token that differs all is equal, with that token replaced or left out
     return len(long) - len(short) < 2 and list(short[start + len(short) + 1 - len(long) :]) == list(long[start + 1 :])

@@ -86,12 +86,12 @@ def is_repetitive(tokens: Sequence[int], times: int = 4, least: int = 8, longest
         least: Tokens of a loop in all, at least.
         longest: Longest part that is looked for.
     """
-    for end in (len(tokens), len(tokens) - 1):
+    for end in (len(tokens), len(tokens) - 1):  # with the last token, which may end the turn, and without
         for size in range(1, min(longest, end // times) + 1):
-            first = end - max(size * times, -(-least // size) * size)  # of whole repetitions
+            first = end - max(size * times, -(-least // size) * size)  # a multiple of the size
             if first >= 0 and tokens[first : end - size] == tokens[first + size : end]:
                 return True
-    runs = list(zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False))
+    runs = list(zip(tokens, tokens[1:], tokens[2:], tokens[3:], strict=False))  # 4-grams
     return len(tokens) >= 4 * least and 2 * len(set(runs)) <= len(runs)
 
 
@@ -161,6 +161,7 @@ class EntropyCollapse(Detector):
             return None
         entropy = self.since_start("entropy", step.metrics["entropy"], self.window)
         rewards = self.since_start("rewards", step.metrics["rewards"], self.window)
+        # a policy that becomes right may well become certain
         if entropy is None or rewards is None or (rewards.rise > 0 and rewards.is_sure(2.0)):
             return None
         left = entropy.now / entropy.start if entropy.start > 0 else 1.0

@@ -98,7 +98,7 @@ _GRADES = (
     "very poor", "neutral", "mixed", "unsure", "partial", "partially correct", "partly", "unclear", "meh",
 )
 # fmt: on
-_SKIN = re.compile("[\U0001f3fb-\U0001f3ff]")  # colours of a thumb
+_SKIN = re.compile("[\U0001f3fb-\U0001f3ff]")  # colors of a thumb
 _DENIAL = re.compile(r"(?:not|non) ?|no (?=[a-z])|un|dis|in")  # before a yes: "not good", "non-preferred", "unchosen"
 _JUDGED = re.compile(r" (?:answer|response|reply|completion|output|quality|example|sample|one)s?$")  # "bad answer"
 _LONGEST_WORD = 99

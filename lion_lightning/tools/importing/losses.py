@@ -73,6 +73,7 @@ def reference_section(recipe: Recipe) -> dict[str, Any]:
     if losses.reference is not None:
         other = {"model": {"path": losses.reference}}
         return {"reference": {"class_path": "lion_lightning.CachedReference", "init_args": other}}
+    # under adapters the base model is the reference: no second model, no cache
     name = "AdapterOffReference" if recipe.uses_lora else "CachedReference"
     return {"reference": {"class_path": f"lion_lightning.{name}"}}
 
@@ -80,10 +81,10 @@ def reference_section(recipe: Recipe) -> dict[str, Any]:
 def _pair_loss(losses: Losses) -> dict[str, Any]:
     """The only loss, or the weighted sum of several; in WPO's weights, if they are asked for."""
     names = list(losses.names)
-    if losses.shared_length is not None:
+    if losses.shared_length is not None:  # LD-DPO changes the log-probs of DPO's own loss
         names = ["ld" if name == "sigmoid" else name for name in names]
     weights = list(losses.weights or [1.0] * len(names))
-    if losses.bco:
+    if losses.bco:  # LLaMA-Factory divides the sum by the sum of weights
         names, weights = [*names, "bco_pair"], [weight / (1 + losses.bco) for weight in [*weights, losses.bco]]
     if losses.likelihood and "cpo" not in names:  # which has the term itself
         names, weights = [*names, "sft"], [*weights, losses.likelihood]

@@ -107,7 +107,7 @@ class NotSupported(Rule):
 
 
 class Inside(Rule):
-    """A mapping whose keys have rules of their own."""
+    """A mapping with a rule for each of its keys."""
 
     def __init__(self, rules: Mapping[str, Rule]) -> None:
         self.rules = rules
@@ -152,7 +152,7 @@ def number(value: Any) -> float:
     return found
 
 
-def whole(value: Any) -> int:
+def integer(value: Any) -> int:
     """A whole number that fits eight bytes."""
     found = number(value)
     if not found.is_integer() or abs(found) >= 2**63:
@@ -172,7 +172,7 @@ def at_least(least: float, read: Callable[[Any], Any] = number) -> Callable[[Any
     return read_number
 
 
-positive = at_least(1, whole)
+positive = at_least(1, integer)
 
 
 def share(value: Any) -> float:

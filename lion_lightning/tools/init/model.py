@@ -65,13 +65,13 @@ class Model:
             self.lines.append(f"{name}: not looked at ({first_line(error)})")
             return
         if tokenizer.chat_template:
-            self.lines.append(f"{name}: it has a chat template of its own")
+            self.lines.append(f"{name}: it has its own chat template")
             return
         # chatml needs tokens that a base model may not have; zephyr is plain text and the EOS token
         template = "chatml" if "<|im_start|>" in tokenizer.get_vocab() else "zephyr"
-        comment = "# <-- edit: the model has no chat template of its own"
+        comment = "# <-- edit: the model has no chat template"
         self.tokenizer = f"tokenizer: {{path: {_quoted(name)}, chat_template: {template}}}  {comment}"
-        self.lines.append(f"{name}: it has no chat template of its own, so it learns {template}")
+        self.lines.append(f"{name}: it has no chat template, so it learns {template}")
 
 
 def _quoted(name: str) -> str:

@@ -98,9 +98,9 @@ def _not_decided(scores: Scores, command: str) -> Advice | None:
         return Advice("Train more seeds before you rely on the differences.", why, _with_seeds(command, 3))
     half = (gain.high - gain.low) / 2
     why = f"{stage_title(last)} against {stage_title(before)} is {verdict(gain).text}."
-    if abs(gain.estimate) <= half / 4:
+    if abs(gain.estimate) <= half / 4:  # it would need 16 times the data or more
         return Advice("Do not expect more data to decide it.", f"{why} The difference is small against its interval.")
-    times = (half / abs(gain.estimate)) ** 2
+    times = (half / abs(gain.estimate)) ** 2  # as much data, for an interval as wide as the difference
     if scores.seeds > 1:
         needed = max(scores.seeds + 1, math.ceil(scores.seeds * times))
         return Advice(f"Train about {needed} seeds to decide it.", why, _with_seeds(command, min(needed, 12)))

@@ -44,12 +44,12 @@ def _held_out_loss(stages: Sequence[Stage]) -> Advice | None:
     """Too long where the held-out loss has risen from its lowest value, too short where it still falls."""
     before = {0: stages[0].before["val/loss"]} if "val/loss" in stages[0].before else {}
     losses = before | stages[0].curves.get("val/loss", {})
-    if stages[0].rounds or len(losses) < 3:
+    if stages[0].rounds or len(losses) < 3:  # each round has other pairs than the held-out ones
         return None
     values = list(losses.values())
     of = _title(stages) if len(stages) == 1 else f"{_title(stages)} in {stages[0].folder.parent.name}"
     lowest, spread = min(values), max(values) - min(values)
-    if spread and values[-1] - lowest > 0.1 * spread:
+    if spread and values[-1] - lowest > 0.1 * spread:  # risen by a tenth of all that it has changed
         step = min(losses, key=lambda one: losses[one])
         why = f"The held-out loss of {of} was {lowest:.3g} at step {step:,}, and {values[-1]:.3g} at the end."
         return Advice("Train fewer epochs, or use a lower learning rate.", why)
@@ -113,7 +113,7 @@ def _final(stages: Sequence[Stage], metric: str) -> float | None:
         if held_out:
             found.append(held_out[-1])
         elif train:
-            found.append(fmean(train[-max(1, len(train) // 10) :]))
+            found.append(fmean(train[-max(1, len(train) // 10) :]))  # single steps are noisy
     return fmean(found) if found else None
 
 

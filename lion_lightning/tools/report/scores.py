@@ -102,7 +102,7 @@ class Scores(NamedTuple):
             return None
         ours, theirs = self.table[stage, part], self.table[before, part]
         found = mean_interval([one.estimate - other.estimate for one, other in zip(ours, theirs, strict=True)])
-        if found.high - found.low > 1e-9:
+        if found.high - found.low > 1e-9:  # several seeds, whose differences are not all the same
             return found
         differences = self._differences(stage, before, part)
         if len(differences) >= FEWEST:
@@ -110,7 +110,7 @@ class Scores(NamedTuple):
         return found if len(ours) > 1 else Interval(found.estimate, math.nan, math.nan)
 
     def _differences(self, stage: str, before: str, part: ScoreSlice) -> list[float]:
-        """By how much each answer of all seeds scores more than another stage's to the same prompt."""
+        """Differences of the scores of two stages' answers to the same prompts, of all seeds."""
         found = []
         for ours, theirs in zip(self.answers.get(stage, []), self.answers.get(before, []), strict=False):
             after, was = part.of(ours), part.of(theirs)
@@ -163,7 +163,7 @@ def verdict(gain: Interval | None) -> Verdict:
         return Verdict("unknown", f"{estimate:+.3f}, without an interval: not decided")
     if low > 0:
         return Verdict("better", f"better by {with_interval(gain)}")
-    if high < 0:
+    if high < 0:  # told as a loss above 0
         return Verdict("worse", f"worse by {with_interval(Interval(-estimate, -high, -low))}")
     return Verdict("undecided", f"not decided: {with_interval(gain, '{:+.3f}')}")
 
@@ -190,7 +190,7 @@ def changes(scores: Scores, after: str, before: str) -> Changes | None:
         was = ALL.of(theirs)
         for key, score in ALL.of(ours).items():
             if key in was:
-                signs.append((score > was[key]) - (score < was[key]))
+                signs.append((score > was[key]) - (score < was[key]))  # 1, -1 or 0
     return Changes(signs.count(1), signs.count(-1), signs.count(0))
 
 

@@ -73,5 +73,6 @@ class AlignmentHandbook(TRL):
         for split in splits:
             target = recipe.validation if "test" in split else recipe.sources
             for source in sources:
+                # a share of the rows is trained on, and all test rows are validated on
                 own = {key: value for key, value in source.items() if key != "fraction" or "test" not in split}
                 target.append({**own, "split": split})

@@ -131,7 +131,7 @@ def _set_sft_type(first: str, dataset: Dataset) -> tuple[Kind, str] | None:
         return None
     if first in ("chat_template", "sharegpt"):
         return None
-    dataset.template = "zephyr"  # which needs no token of its own
+    dataset.template = "zephyr"  # which needs no new token
     return "check", f"{_TURNS}; without a chat_template in the config it is zephyr, which needs no new tokens"
 
 

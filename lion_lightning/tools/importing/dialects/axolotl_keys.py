@@ -12,7 +12,7 @@ from lion_lightning.tools.importing.hf_trainer.run_length import hold_out
 from lion_lightning.tools.importing.hf_trainer.table import set_wandb
 from lion_lightning.tools.importing.losses import PAIR_LOSSES
 from lion_lightning.tools.importing.recipe import Objective, Recipe
-from lion_lightning.tools.importing.rules import Do, Inside, Kind, Outcome, at_least, flag, number, text, texts, whole
+from lion_lightning.tools.importing.rules import Do, Inside, Kind, Outcome, at_least, flag, integer, number, text, texts
 
 STAGES: dict[str, tuple[Objective, list[str]]] = {
     "dpo": ("dpo", ["sigmoid"]),
@@ -92,7 +92,7 @@ def set_template(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
         recipe.tokenizer["chat_template"] = name
     elif name.startswith("tokenizer_default"):
         recipe.tokenizer.pop("chat_template", None)
-        return ("check", f"without a template of its own, set it to {name[27:]}") if name[17:] else None
+        return ("check", f"if it has none, set it to {name[27:]}") if name[17:] else None
     elif name != "jinja":
         return "not supported", f"{name}: the model's own template is used; tokenizer.chat_template takes a jinja file"
     return None
@@ -133,7 +133,7 @@ def set_warmup_steps(value: Any, recipe: Recipe) -> None:
 
 def set_evaluations(value: Any, recipe: Recipe) -> None:
     """Evaluations of an epoch; 0 for none."""
-    times = at_least(0, whole)(value)
+    times = at_least(0, integer)(value)
     recipe.saving.evaluate = times > 0
     recipe.saving.evals_per_epoch = times or None
 

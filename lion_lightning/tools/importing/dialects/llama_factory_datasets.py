@@ -37,7 +37,7 @@ class NamedDatasets(Rule):
 
     Args:
         folder: The folder of the config.
-        validation: Whether to validate on them.
+        validation: True to validate on them.
     """
 
     def __init__(self, folder: Path, validation: bool = False) -> None:
@@ -88,7 +88,7 @@ def _dataset(entry: Mapping[str, Any], recipe: Recipe, folder: Path) -> tuple[Da
     if unknown := unknown_roles(tags.get(f"{role}_tag") for role in _ROLES):
         reason = f"{dataset.path}: give its messages the roles user and assistant, and not {', '.join(unknown)}"
     dataset.columns = {_COLUMNS[name]: str(own) for name, own in columns.items() if name in _COLUMNS}
-    if dataset.columns.get("messages") == "conversations":
+    if dataset.columns.get("messages") == "conversations":  # known without a setting
         del dataset.columns["messages"]
     if most := entry.get("num_samples"):
         dataset.split = f"{dataset.split or 'train'}[:{most}]"

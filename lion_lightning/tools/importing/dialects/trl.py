@@ -98,7 +98,7 @@ class TRL(Dialect):
             if column not in (None, "text"):
                 source["columns"] = {"text": text(column)}
         _name_losses(recipe, config)
-        if not recipe.saving.evaluate:
+        if not recipe.saving.evaluate:  # TRL evaluates only where eval_strategy says when
             recipe.validation, recipe.validation_share = [], 0.0
         if recipe.uses_lora:
             return []
@@ -142,8 +142,8 @@ def _name_losses(recipe: Recipe, config: Mapping[str, Any]) -> None:
         is_orpo = any("orpo" in str(config.get(key)).lower() for key in ("output_dir", "hub_model_id", "run_name"))
         losses.names = ["orpo" if is_orpo else "cpo" if config.get("cpo_alpha") is not None else "sigmoid"]
     if losses.names == ["simpo"] and config.get("cpo_alpha") is None:
-        losses.likelihood = 1.0
-    if config.get("sync_ref_model"):
+        losses.likelihood = 1.0  # TRL's default of cpo_alpha
+    if config.get("sync_ref_model"):  # with TRL's defaults
         losses.reference_mixing = (
             at_least(0)(config.get("ref_model_mixup_alpha") or 0.6),
             positive(config.get("ref_model_sync_steps") or 512),

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from lion_lightning.tools.importing.recipe import Recipe
-from lion_lightning.tools.importing.rules import Kind, at_least, whole
+from lion_lightning.tools.importing.rules import Kind, at_least, integer
 
 
 def set_max_steps(value: Any, recipe: Recipe) -> None:
     """Steps of the run; -1 and 0 for as many as the epochs have."""
-    steps = whole(value)
+    steps = integer(value)
     recipe.batches.max_steps = steps if steps > 0 else None
 
 

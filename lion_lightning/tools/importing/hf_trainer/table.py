@@ -25,11 +25,11 @@ from lion_lightning.tools.importing.rules import (
     To,
     at_least,
     flag,
+    integer,
     positive,
     share,
     text,
     texts,
-    whole,
 )
 
 OPTIMIZERS: dict[str, str] = {
@@ -183,6 +183,7 @@ FSDP_CONFIG: Mapping[str, Rule] = {**_FSDP, **{f"fsdp_{name}": rule for name, ru
 """Keys of ``fsdp_config``."""
 
 HF_TRAINER: dict[str, Rule] = {
+    # optimizer and schedule
     "learning_rate": To("optimization.lr", at_least(0)),
     "lr_scheduler_type": Do(set_schedule),
     "lr_scheduler_kwargs": Inside(
@@ -201,18 +202,21 @@ HF_TRAINER: dict[str, Rule] = {
     "adam_epsilon": To("optimization.eps", at_least(0)),
     "weight_decay": To("optimization.weight_decay", at_least(0)),
     "max_grad_norm": To("optimization.clip", at_least(0)),
+    # batches, and how long to train
     "per_device_train_batch_size": To("batches.size", positive),
     "gradient_accumulation_steps": To("batches.accumulation", positive),
     "max_steps": Do(set_max_steps),
     "num_train_epochs": Do(set_epochs),
+    # precision and memory
     "bf16": Do(set_bf16),
     "fp16": Do(set_fp16),
     "gradient_checkpointing": To("recompute", flag),
     "gradient_checkpointing_kwargs": NoEffect("recomputation has one kind here"),
     "use_liger_kernel": To("liger", flag),
+    # folders, seeds, logs and checkpoints
     "output_dir": To("out", text),
-    "seed": To("seed", at_least(0, whole)),
-    "data_seed": To("data_seed", at_least(0, whole)),
+    "seed": To("seed", at_least(0, integer)),
+    "data_seed": To("data_seed", at_least(0, integer)),
     "logging_steps": Do(set_logging),
     "eval_steps": To("saving.eval_steps", at_least(0)),
     **all_of("eval_strategy evaluation_strategy", Do(set_eval_strategy)),
@@ -221,10 +225,12 @@ HF_TRAINER: dict[str, Rule] = {
     "save_total_limit": To("saving.save_limit", positive),
     "report_to": Do(set_reports),
     "run_name": Do(set_run_name),
-    "dataloader_num_workers": To("num_workers", at_least(0, whole)),
+    # workers and devices
+    "dataloader_num_workers": To("num_workers", at_least(0, integer)),
     "deepspeed": Do(set_deepspeed),
     "fsdp": Do(set_fsdp),
     "fsdp_config": Inside(FSDP_CONFIG),
+    # what is done in another way, or not at all
     "neftune_noise_alpha": NotSupported("noise on the embeddings is not here"),
     "label_smoothing_factor": NotSupported("write a TokenLoss of your own: docs/losses.md"),
     "torch_compile": NotSupported("models run uncompiled"),
@@ -240,6 +246,7 @@ HF_TRAINER: dict[str, Rule] = {
         "hub_model_id hub_strategy hub_private_repo hub_model_revision hub_always_push", NoEffect("a name on the hub")
     ),
     **all_of("hub_token hf_hub_token ms_hub_token om_hub_token", NotSupported(SECRET)),
+    # what needs no setting
     "attn_implementation": NoEffect(ATTENTION),
     "per_device_eval_batch_size": NoEffect("validation has the batch size of training, which changes no result"),
     "group_by_length": NoEffect(_NO_PADDING),

@@ -58,6 +58,7 @@ def gains(scores: Scores | None, chains: Sequence[ChainLogs]) -> Html:
 
 
 def _stages(scores: Scores) -> Html:
+    # bars begin at 0 and end at 1, unless scores or their intervals lie beyond
     low = min(0.0, *(scores.of(stage).low for stage in scores.stages))
     high = max(1.0, *(scores.of(stage).high for stage in scores.stages))
     rows: list[Row] = []

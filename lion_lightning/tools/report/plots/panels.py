@@ -151,6 +151,7 @@ def step_panels(chains: Sequence[ChainLogs], shown: Iterable[Shown]) -> list[Pan
         for place, name in enumerate(stage_names(chains)):
             stages = all_stages(chains, name)
             for dash, (key, line) in enumerate(_keys(one, "train/", _logged(stages)).items()):
+                # stages have different numbers of steps: all are drawn over their share
                 curves = [_percent(stage.curves.get(key, {}), one.smooth) for stage in stages]
                 lines += _lines(f"{stage_title(name)} {line}".strip(), curves, place, dash)
         if lines:
@@ -219,7 +220,7 @@ def smooth(curve: Curve, weight: float = 0.8) -> Curve:
     total = count = 0.0
     smoothed = {}
     for step, value in curve.items():
-        total, count = weight * total + value, weight * count + 1
+        total, count = weight * total + value, weight * count + 1  # sums of weighted values and of weights
         smoothed[step] = total / count
     return smoothed
 
@@ -246,7 +247,7 @@ def ticks(low: float, high: float, most: int = 4) -> list[float]:
         for factor in (1, 2, 5):
             step = factor * power
             if (high - low) / step <= most:
-                first = -(-low // step)
+                first = -(-low // step)  # rounded up
                 found = [step * (first + number) for number in range(most + 1)]
                 return [round(value, 12) for value in found if value <= high + 1e-9 * step]
         power *= 10

@@ -41,7 +41,7 @@ def line_plot(panel: Panel) -> Html:
     across = Scale(min(xs), max(max(xs), min(xs) + 1), LEFT, WIDTH - RIGHT)
     # a flat curve lies in the middle, and says so by its ticks
     room = (max(ys) - min(ys)) * 0.06 or abs(max(ys)) * 0.1 or 1.0
-    up = Scale(min(ys) - room, max(ys) + room, HEIGHT - BOTTOM, TOP)
+    up = Scale(min(ys) - room, max(ys) + room, HEIGHT - BOTTOM, TOP)  # SVG's y axis points down
     most = max(12, POINTS // len(panel.lines))
     drawn = [_axes(panel.over, across, up), *(_line(line, most, across, up) for line in panel.lines)]
     name = f"{panel.title} over {panel.over}: {'; '.join(map(_ends, _named(panel.lines)))}"
