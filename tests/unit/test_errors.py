@@ -70,6 +70,10 @@ REFUSED = {
         ["--num-train-epochs", "3"],
         "--num-train-epochs: there is no such option; did you mean --trainer.max_epochs?",
     ),
+    "the rank of other trainers": (
+        ["--lora_r", "8"],
+        "--lora_r: there is no such option; did you mean --model.policy.lora.r?",
+    ),
     "a setting of an optimizer that is not named": (
         ["--model.optimizer.lr", "1e-4"],
         "model.optimizer: no class is given to set 'lr' of; put --model.optimizer torch.optim.AdamW before it",

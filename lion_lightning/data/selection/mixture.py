@@ -106,8 +106,10 @@ def hold_out(selections: Sequence[Selection], share: float) -> tuple[list[Select
         once = replace(selection.source, fraction=min(selection.source.fraction, 1.0))
         held.append(replace(selection.filter(chosen, "used for training"), source=once))
     if not any(len(selection.spans.numbers) for selection in train):
+        count = len(np.unique(np.concatenate([selection.groups[:, 0] for selection in selections])))
         raise ValueError(
-            f"data.validation_share {share} leaves nothing to train on; lower it, or give data.validation sources"
+            f"data.validation_share {share} leaves nothing to train on of {count} different examples or prompts; lower "
+            "it (0 holds out none), or give data.validation sources"
         )
     return train, held
 

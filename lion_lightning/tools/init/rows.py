@@ -73,9 +73,15 @@ def look(path: str, use: str) -> Look:
         return Look({"path": path}, line=f"{path}: a hub id, not looked at; `lion inspect` will")
     rows = Source(path).open()
     first = list(rows.take(np.arange(min(FIRST, len(rows)))))
-    settings, messages = _settings(path, first, use)
+    try:
+        settings, messages = _settings(path, first, use)
+    except ValueError as error:  # a setting that mends it needs a config to stand in
+        where = "; `lion init` without --data writes a config to say that in" if "`" in str(error) else ""
+        raise ValueError(f"{error}{where}") from error
     forms = [", ".join(text.split(" | ")[1:]) for text in messages["form"]]  # a form is its name and its columns
-    line = f"{path}: {len(rows):,} rows, read as {use} from the columns {' or '.join(forms)}"
+    line = (
+        f"{path}: {len(rows):,} row{'s' if len(rows) > 1 else ''}, read as {use} from the columns {' or '.join(forms)}"
+    )
     if settings.get("format") == "chat":
         line += "; texts become turns of the chat template (format: chat)"
     if unused := messages.listed("unused", len(first)):

@@ -155,7 +155,7 @@ def test_a_share_drawn_by_hash_holds_out_one_prompt_at_least(write: Write, modul
 
 
 def test_a_share_that_leaves_nothing_to_train_on_is_refused(write: Write, module: Module) -> None:
-    with pytest.raises(ValueError, match=r"^data\.validation_share 0\.1 leaves nothing to train on"):
+    with pytest.raises(ValueError, match=r"^data\.validation_share 0\.1 leaves nothing to train on of 1 different"):
         ready(module([write("sums", sums(1))], validation_share=0.1))
 
 

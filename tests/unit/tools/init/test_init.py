@@ -71,6 +71,11 @@ def test_rows_that_do_not_fit_name_who_takes_them(tmp_path: Path, capsys: pytest
     assert "SFTDataModule" in error
 
 
+def test_rows_that_a_setting_would_mend_say_where_it_goes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`transform`; `lion init` without --data writes a config to say that in$"):
+        look(rows(tmp_path, {"Frage": "a", "Antwort": "b"}), "conversations")
+
+
 def test_a_pipeline_takes_the_data_of_its_stages_in_their_order(tmp_path: Path) -> None:
     chats = rows(tmp_path, {"question": "a", "answer": "b"})
     pairs = rows(tmp_path, {"question": "a", "chosen": "b", "rejected": "c"})
