@@ -161,16 +161,7 @@ def _names(outcome: dict[str, Any], symptom: str) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--configs", type=Path, default=Path("configs"), help="folder of the demo's configs")
-    parser.add_argument("--run", type=Path, default=Path("runs/pipeline/seed-0"), help="seed of a finished `lion run`")
-    parser.add_argument("--out", type=Path, default=Path("runs/health"))
-    parser.add_argument("--recorded", type=Path, nargs="*", default=[], help="folders of healthy stages of full size")
-    parser.add_argument("--done", action="store_true", help="train nothing: only count what was trained before")
-    parser.add_argument("--only", nargs="+", default=[""], help="runs whose folder's name has one of these words")
-    parser.add_argument("--results", type=Path, help="JSON file to write all outcomes to")
-    parser.add_argument("--page", type=Path, help="page to put the table into, between its marks")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     outcomes = []
     for case in [*planted(), *healthy()]:
@@ -187,6 +178,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.results.write_text(json.dumps(outcomes, indent=1) + "\n", "utf-8")
     if options.page:
         put_lines(options.page, "health", lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--configs", type=Path, default=Path("configs"), help="folder of the demo's configs")
+    parser.add_argument("--run", type=Path, default=Path("runs/pipeline/seed-0"), help="seed of a finished `lion run`")
+    parser.add_argument("--out", type=Path, default=Path("runs/health"))
+    parser.add_argument("--recorded", type=Path, nargs="*", default=[], help="folders of healthy stages of full size")
+    parser.add_argument("--done", action="store_true", help="train nothing: only count what was trained before")
+    parser.add_argument("--only", nargs="+", default=[""], help="runs whose folder's name has one of these words")
+    parser.add_argument("--results", type=Path, help="JSON file to write all outcomes to")
+    parser.add_argument("--page", type=Path, help="page to put the table into, between its marks")
+    return parser
 
 
 if __name__ == "__main__":

@@ -113,6 +113,17 @@ VALIDATION = {
 }
 
 
+SINGLE_VALUE = (
+    "A single value is the one after training: the one before is known with the callback BeforeAfter and "
+    "trainer.num_sanity_val_steps: -1."
+)
+OTHERS_PAIRS = (
+    "A stage with rounds learns from its own answers, and the held-out pairs are answers of others, which it may rank "
+    "worse while its own get better: judge it by its score."
+)
+"""Notes below the table of validation."""
+
+
 def validation(chains: Sequence[ChainLogs]) -> Html:
     """Validation before the first step, where that is known, and at the end, of every stage."""
     logged: set[str] = set()
@@ -130,15 +141,8 @@ def validation(chains: Sequence[ChainLogs]) -> Html:
                 before = f"{stage.before[key]:.4g} → " if key in stage.before else ""
                 row.append(Cell(f"{before}{values[-1]:.4g}" if values else "", "n"))
             rows.append(row)
-    note = (
-        "A single value is the one after training: the one before is known with the callback BeforeAfter and "
-        "trainer.num_sanity_val_steps: -1."
-    )
-    if any(stage.rounds for stage in all_stages(chains)):
-        note += (
-            " A stage with rounds learns from its own answers, and the held-out pairs are answers of others, which it "
-            "may rank worse while its own get better: judge it by its score."
-        )
+    has_rounds = any(stage.rounds for stage in all_stages(chains))
+    note = f"{SINGLE_VALUE} {OTHERS_PAIRS}" if has_rounds else SINGLE_VALUE
     shown = table(["stage", *known.values()], rows)
     return tag("section", tag("h2", "Validation, before → after"), shown, tag("p", note, class_="note"))
 
