@@ -79,7 +79,7 @@ class Page:
         return [one["params"]["request"]["url"] for one in self.events if one["method"] == "Network.requestWillBeSent"]
 
     def problems(self) -> list[str]:
-        """What the browser complained about: violations of the page's policy, errors."""
+        """Complaints of the browser: violations of the page's policy, errors."""
         return [str(one["params"]["entry"]["text"]) for one in self.events if one["method"] == "Log.entryAdded"]
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:

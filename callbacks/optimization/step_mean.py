@@ -24,8 +24,8 @@ class StepMean(LionCallback):
     """Divides the gradients of a step by the items of all of its micro-batches on all ranks.
 
     For a LightningModule of your own whose ``training_step`` returns the **sum** of its loss over a micro-batch's
-    items. (A mean over each micro-batch, and Lightning's mean of those, weighs a token by how many others happen to be
-    in its micro-batch.) Gradients are divided before they are clipped. An ``AlignmentModule`` does this itself.
+    items. The mean of the micro-batches' means would weigh a token by how many others happen to be in its micro-batch.
+    Gradients are divided before they are clipped. An ``AlignmentModule`` does this itself.
 
     Args:
         items: What the loss is a sum over: supervised tokens (``targets``), ``pairs``, ``answers``, or ``samples``
@@ -69,7 +69,7 @@ class StepMean(LionCallback):
         count = torch.tensor(float(self._count), dtype=torch.float64, device=trainer.strategy.root_device)
         items = float(sum_over_replicas(count, trainer.strategy))
         self._count = 0
-        if not items and self.items in ("pairs", "answers"):  # targets may well be masked in a whole step
+        if not items and self.items in ("pairs", "answers"):  # targets may well be masked in all of a step
             raise MisconfigurationException(
                 f'StepMean("{self.items}"): the batches of a step have no {self.items}; count what the loss is a sum '
                 'over: padded batches, and those of SFTDataModule, have "targets" and "samples"'

@@ -36,7 +36,7 @@ from lion_lightning.rollouts.tokens import RoundTokens
 logger = logging.getLogger(__name__)
 
 MAX_SKIPPED = 3
-"""So many rounds in a row without anything to train on end the run."""
+"""Rounds in a row without anything to train on that end the run."""
 
 
 class NothingToTrainError(ValueError):

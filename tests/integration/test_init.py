@@ -1,4 +1,4 @@
-"""What `lion init` writes trains as it is."""
+"""Configs of `lion init` train as they are."""
 
 from __future__ import annotations
 

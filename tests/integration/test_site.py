@@ -1,4 +1,4 @@
-"""What makes the site out of docs/ and the code (``make docs`` builds it, strictly)."""
+"""The hooks that make the site from docs/ and the code; ``make docs`` builds it, strictly."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _TQDM = re.compile(r"(?P<what>[^|]*): +(?P<percent>\d+%)\|[^|]*\| (?P<count>\S+/
 
 
 _WARNING = re.compile(r"(?:^|(?<=\]))warning: (.*)", re.MULTILINE)
-"""A warning of the package, on a line of its own or behind a bar."""
+"""A warning of the package, on its own line or behind a bar."""
 
 
 def progress_of(log: Path, start: int = 0) -> str:
@@ -127,7 +127,7 @@ class Status:
             print(text, flush=True)
 
     def _say_warnings(self, name: str) -> None:
-        """Print what a stage has warned of since the last time, up to the last whole line of its log."""
+        """Print what a stage has warned of since the last time, up to the last complete line of its log."""
         stage = self._running[name]
         if not stage.log.exists():
             return

@@ -19,7 +19,7 @@ def show(chains: Sequence[ChainLogs], scores: Scores | None, advice: Sequence[Ad
     if scores:
         console.print(f"Held-out {scores.measure} [95% interval over {scores.over}]")
         console.print(_table(scores))
-        if scores.seeds > 1:  # in lines of their own: a column of all seeds fits no terminal
+        if scores.seeds > 1:  # in further lines: a column of all seeds fits no terminal
             for name in scores.stages:
                 each = " ".join(f"{value:.3f}" for value in scores.values(name))
                 console.print(literal(f"{name}, each seed: {each}"))

@@ -136,7 +136,7 @@ def _words(config: Mapping[str, Any], path: Path) -> set[str]:
 
 
 def _name_losses(recipe: Recipe, config: Mapping[str, Any]) -> None:
-    """Choose the loss where a trainer has one of its own, and the reference that follows the policy."""
+    """Choose the loss of trainers with another one than DPO's, and the reference that follows the policy."""
     losses = recipe.losses
     if recipe.objective == "dpo" and not losses.names:
         is_orpo = any("orpo" in str(config.get(key)).lower() for key in ("output_dir", "hub_model_id", "run_name"))

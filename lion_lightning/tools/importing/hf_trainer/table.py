@@ -59,7 +59,7 @@ ATTENTION = "policy.attention: lion chooses the fastest path for packed rows its
 IN_PROCESS = "rows are tokenized once and kept in a cache"
 _NO_PADDING = "rows are laid end to end, without padding"
 _LOADER = "the loader needs no such setting"
-_REPORTS = "the console and logs have settings of their own"
+_REPORTS = "the console and logs have other settings"
 
 
 def set_optimizer(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:

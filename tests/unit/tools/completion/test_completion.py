@@ -36,7 +36,7 @@ def few_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def completed(folder: Path, *words: str) -> set[str]:
-    """What Tab offers behind a command line, whose last word may be empty."""
+    """Words that Tab offers behind a command line, whose last word may be empty."""
     if shutil.which("bash") is None:
         pytest.skip("needs bash")
     line = " ".join(f"'{word}'" for word in words)

@@ -27,7 +27,7 @@ def composed(given: dict[str, Any], folder: Path, name: str = "config.yaml", **o
 
 
 def outcome(key: str, given: dict[str, Any], folder: Path) -> tuple[str, str]:
-    """What became of a key, and why."""
+    """Kind and reason of the outcome of a key."""
     path = folder / "sft.yaml"
     path.write_text(yaml.safe_dump(given))
     return next((kind, reason) for name, kind, reason in read_imported(path).outcomes if name == key)

@@ -1,4 +1,4 @@
-"""What a report advises, costs and settings: numbers that are derived from what the run's files say."""
+"""Advice, costs and settings of a report: numbers that are derived from the files of the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rounds(folder: Path, **metrics: list[float]) -> None:
 
 
 def advised(folder: Path) -> list[str]:
-    """What the rules say of a stage, without their reasons."""
+    """Advice of the rules on a stage, without the reasons."""
     stage = read_stage(folder)
     return [found.what for rule in RULES if (found := rule([stage]))]
 
