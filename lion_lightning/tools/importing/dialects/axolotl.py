@@ -31,10 +31,9 @@ from lion_lightning.tools.importing.dialects.axolotl_keys import (
     set_stage,
     set_targets,
     set_template,
-    set_validation,
     set_warmup_steps,
 )
-from lion_lightning.tools.importing.hf_trainer.run_length import set_epochs
+from lion_lightning.tools.importing.hf_trainer.run_length import set_epochs, set_validation
 from lion_lightning.tools.importing.hf_trainer.table import (
     ATTENTION,
     FSDP_CONFIG,
@@ -114,7 +113,7 @@ class Axolotl(Dialect):
     @override
     def rules(self, objective: Objective, folder: Path) -> Mapping[str, Rule]:
         data = {"datasets": Datasets(objective), "test_datasets": Datasets(objective, validation=True)}
-        return {**HF_TRAINER, **data, **_RULES}
+        return {"val_set_size": Do(set_validation), **data, **HF_TRAINER, **_RULES}
 
     @override
     def finish(self, recipe: Recipe, config: Mapping[str, Any]) -> list[Outcome]:
@@ -169,7 +168,6 @@ _RULES: dict[str, Rule] = {
     "precompute_ref_log_probs": NoEffect("CachedReference does that"),
     **all_of("dpo_use_liger_kernel dpo_padding_free", NoEffect("rows are packed, and logits never exist in full")),
     # data
-    "val_set_size": Do(set_validation),
     "sequence_len": To("max_length", positive),
     "max_prompt_len": To("max_prompt_length", positive),
     "excess_length_strategy": Do(set_overlong),

@@ -8,7 +8,6 @@ from typing import Any
 from typing_extensions import override
 
 from lion_lightning.tools.importing.dialects.axolotl_datasets import TEMPLATES
-from lion_lightning.tools.importing.hf_trainer.run_length import hold_out
 from lion_lightning.tools.importing.hf_trainer.table import set_wandb
 from lion_lightning.tools.importing.losses import PAIR_LOSSES
 from lion_lightning.tools.importing.recipe import Objective, Recipe
@@ -117,13 +116,6 @@ def in_tokenizer(name: str) -> Do:
         recipe.tokenizer[name] = value
 
     return Do(set_one)
-
-
-def set_validation(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
-    """A share of the rows to hold out, or their number."""
-    outcome = hold_out(value, recipe)
-    recipe.saving.evaluate = recipe.validation_share > 0
-    return outcome
 
 
 def set_warmup_steps(value: Any, recipe: Recipe) -> None:

@@ -11,7 +11,7 @@ from typing_extensions import override
 from lion_lightning.tools.importing.dialect import HALF_WEIGHTS, Dialect, Imported
 from lion_lightning.tools.importing.dialects.axolotl_datasets import TEMPLATES
 from lion_lightning.tools.importing.dialects.llama_factory_datasets import NamedDatasets
-from lion_lightning.tools.importing.hf_trainer.run_length import hold_out, lengths
+from lion_lightning.tools.importing.hf_trainer.run_length import lengths, set_validation
 from lion_lightning.tools.importing.hf_trainer.table import ATTENTION, DECIDE, HF_TRAINER, IN_PROCESS, all_of
 from lion_lightning.tools.importing.recipe import Objective, Recipe
 from lion_lightning.tools.importing.rules import (
@@ -145,12 +145,6 @@ def _set_thinking(value: Any, recipe: Recipe) -> tuple[Kind, str]:
     return "check", "a variable of the chat template; no empty reasoning is added to answers"
 
 
-def _set_validation(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
-    outcome = hold_out(value, recipe)
-    recipe.saving.evaluate = recipe.saving.evaluate or recipe.validation_share > 0
-    return outcome
-
-
 def _set_most(value: Any, recipe: Recipe) -> tuple[Kind, str]:
     most = positive(value)
     for source in recipe.sources:
@@ -159,6 +153,7 @@ def _set_most(value: Any, recipe: Recipe) -> tuple[Kind, str]:
 
 
 _RULES: dict[str, Rule] = {
+    "val_size": Do(set_validation),
     **HF_TRAINER,
     "model_name_or_path": To("model", text),
     "model_revision": To("revision", text),
@@ -177,7 +172,6 @@ _RULES: dict[str, Rule] = {
     "train_on_prompt": To("mask", lambda value: "none" if flag(value) else "assistant"),
     "mask_history": Do(_set_last_turn),
     **all_of("packing neat_packing", Do(_set_packing)),
-    "val_size": Do(_set_validation),
     "default_system": To("system", text),
     "enable_thinking": Do(_set_thinking),
     "streaming": NotSupported("set `streaming: true` on a source: docs/data.md"),

@@ -35,6 +35,13 @@ def hold_out(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
     return None if size < 1 else ("check", "a number of rows; data.validation_share is a share of them, 0.05 for now")
 
 
+def set_validation(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
+    """Rows to hold out, which are validated on unless a later key says otherwise."""
+    outcome = hold_out(value, recipe)
+    recipe.saving.evaluate = recipe.validation_share > 0
+    return outcome
+
+
 def set_logging(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
     """Steps between log lines; below 1 a share of the run, which is not known here."""
     every = at_least(0)(value)

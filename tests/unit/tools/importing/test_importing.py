@@ -182,6 +182,12 @@ def test_no_steps_of_warmup_are_none_in_axolotl_and_unset_in_transformers(tmp_pa
 
 
 def test_what_is_off_there_is_off_here(tmp_path: Path) -> None:
+    given = {**AXOLOTL, "val_set_size": 0.1, "eval_strategy": "no"}
+    assert composed(given, tmp_path)["trainer"]["limit_val_batches"] == 0
+    given = {**AXOLOTL, "val_set_size": 0.0, "test_datasets": [{"path": "t.jsonl"}]}
+    assert "limit_val_batches" not in composed(given, tmp_path)["trainer"]  # other rows are validated on
+    llama_factory = {"model_name_or_path": "m", "dataset": "d", "val_size": 0.1, "eval_strategy": "no"}
+    assert composed(llama_factory, tmp_path)["trainer"]["limit_val_batches"] == 0
     for off in ("", False, None):
         assert "strategy" not in composed({**AXOLOTL, "deepspeed": off}, tmp_path)["trainer"]
 
