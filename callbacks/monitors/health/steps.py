@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from statistics import median
 
 from typing_extensions import override
 
 from lion_lightning.callbacks.monitors.health.detector import Detector, Step
 from lion_lightning.callbacks.monitors.health.findings import Finding
+
+NORMAL = 1.4826
+"""Standard deviation of a normal distribution over its median deviation."""
 
 
 class NonFinite(Detector):
@@ -47,11 +52,14 @@ class NonFinite(Detector):
 class LossSpike(Detector):
     """A loss far above those of the steps before. The loss of a policy gradient (``ratio``) says nothing of this kind.
 
+    How much losses vary is read from one step to the next, so that a loss that falls does not seem to vary much, and
+    in logs where they are positive: of a few pairs a step, the loss is now and then a hundred times the median.
+
     Args:
-        deviations: How far above the median, in standard deviations (estimated from the median deviation, which a few
-            large losses do not change).
+        deviations: How far above the median of the last ``window / 2`` steps, in standard deviations (estimated from
+            the median change between two steps, which a few large losses do not change).
         share: How far above the median at least, as a share of it.
-        window: Steps of the median; few, since losses fall fast at first.
+        window: Steps that the deviation is of; half as many have to be there.
     """
 
     symptom = "loss spike"
@@ -62,7 +70,7 @@ class LossSpike(Detector):
     )
     names_rows = True
 
-    def __init__(self, deviations: float = 8.0, share: float = 0.5, window: int = 10) -> None:
+    def __init__(self, deviations: float = 8.0, share: float = 0.5, window: int = 20) -> None:
         super().__init__()
         self.deviations, self.share, self.window = deviations, share, window
 
@@ -72,15 +80,23 @@ class LossSpike(Detector):
         if not math.isfinite(loss) or "ratio" in step.metrics:
             return None
         self.remember("losses", loss, self.window)
-        if len(before) < self.window:
+        if 2 * len(before) < self.window:
             return None
-        middle = median(before)
-        deviation = 1.4826 * median(abs(one - middle) for one in before)  # of a normal distribution the standard one
-        limit = middle + max(self.deviations * deviation, self.share * abs(middle))
-        if loss <= limit:
+        last = before[-(self.window // 2) :]
+        middle = median(last)
+        limit = max(middle + self.share * abs(middle), self._most(middle, before))
+        if loss <= limit or limit == middle:  # zeros, as of a hinge that is met: anything would be far above
             return None
-        seen = f"the loss is {loss:.4g}, after a median of {middle:.4g} in the {len(before)} steps before"
+        seen = f"the loss is {loss:.4g}, after a median of {middle:.4g} in the {len(last)} steps before"
         return self.finding(step.number, loss, limit, seen, severity=(loss - middle) / (limit - middle))
+
+    def _most(self, middle: float, before: Sequence[float]) -> float:
+        """The loss that is so many deviations above the median."""
+        is_positive = min(before) > 0
+        scaled = [math.log(loss) for loss in before] if is_positive else before
+        change = median(abs(later - earlier) for earlier, later in pairwise(scaled))
+        above = self.deviations * NORMAL * change / math.sqrt(2)  # a difference of two varies by the root of 2 more
+        return middle * math.exp(min(above, 100.0)) if is_positive else middle + above
 
 
 class LikelihoodDisplacement(Detector):

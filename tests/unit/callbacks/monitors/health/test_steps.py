@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 import pytest
+import torch
 
 from lion_lightning.callbacks.monitors.health import (
     Detector,
@@ -74,13 +75,34 @@ def test_noise_as_large_as_the_fall_is_not_displacement() -> None:
 
 
 def test_a_loss_far_above_those_before_is_a_spike() -> None:
-    # Median 1.0, median deviation 0.1: the limit is 1.0 + 4 * 0.14826 = 1.593, above half the median more (1.5).
-    before = [{"loss": loss} for loss in (0.9, 1.0, 1.1) * 7]
-    assert not found(LossSpike(deviations=4, share=0.5, window=21), [*before, {"loss": 1.59}])
-    (finding,) = found(LossSpike(deviations=4, share=0.5, window=21), [*before, {"loss": 2.0}])
-    assert (finding.step, finding.value) == (22, 2.0)
-    assert finding.limit == pytest.approx(1.59304)
-    assert finding.severity == pytest.approx(1.0 / 0.59304)
+    # Median 1.0; each step changes the log by log(1.1 / 0.9), so 4 deviations are 4 * 1.4826 * 0.20067 / sqrt(2).
+    before = [{"loss": loss} for loss in (0.9, 1.1) * 10]
+    assert not found(LossSpike(deviations=4), [*before, {"loss": 2.31}])
+    (finding,) = found(LossSpike(deviations=4), [*before, {"loss": 2.6}])
+    assert (finding.step, finding.value) == (21, 2.6)
+    assert finding.limit == pytest.approx(math.exp(0.84150), rel=1e-4)
+    assert finding.severity == pytest.approx(1.6 / (math.exp(0.84150) - 1.0), rel=1e-3)
+
+
+def test_losses_below_zero_are_compared_as_they_are() -> None:
+    # Median -0.9; each step changes it by 0.2, so 4 deviations are 4 * 1.4826 * 0.2 / sqrt(2) = 0.8387.
+    before = [{"loss": loss} for loss in (-1.0, -0.8) * 10]
+    assert not found(LossSpike(deviations=4), [*before, {"loss": -0.07}])
+    (finding,) = found(LossSpike(deviations=4), [*before, {"loss": 0.0}])
+    assert finding.limit == pytest.approx(-0.0613, abs=1e-4)
+
+
+def test_the_zeros_of_a_hinge_that_is_met_are_no_measure() -> None:
+    assert not found(LossSpike(), [{"loss": 0.0}] * 20 + [{"loss": 0.3}])
+
+
+def test_a_few_pairs_a_step_are_no_spikes_and_a_spike_in_a_falling_loss_is_one() -> None:
+    margins = torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) * 2 + 3
+    losses = -torch.nn.functional.logsigmoid(margins).mean(1)
+    assert losses.max() > 10 * losses.median()
+    assert not found(LossSpike(), [{"loss": loss} for loss in losses.tolist()])
+    falling = [{"loss": 4 * 0.96**step} for step in range(20)]  # 1.84 at the end
+    assert len(found(LossSpike(), [*falling, {"loss": 4.0}])) == 1
 
 
 def test_a_rise_that_is_a_small_share_of_the_loss_is_no_spike_though_losses_hardly_varied() -> None:
