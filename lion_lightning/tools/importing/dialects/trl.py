@@ -118,12 +118,15 @@ class TRL(Dialect):
 
     @override
     def notes(self, recipe: Recipe, config: Mapping[str, Any]) -> list[str]:
-        if recipe.objective != "sft" or recipe.mask != "none":
-            return []
-        return [
-            "mask: none trains every token, those of the user too, as TRL does for `messages` and `text`; for rows of "
-            "`prompt` and `completion` set mask: completion, for answers alone mask: assistant"
-        ]
+        found = []
+        if recipe.objective == "sft" and recipe.mask == "none":
+            found.append(
+                "mask: none trains every token, those of the user too, as TRL does for `messages` and `text`; for rows "
+                "of `prompt` and `completion` set mask: completion, for answers alone mask: assistant"
+            )
+        if "max_length" in config and config["max_length"] is None:
+            found.append(f"max_length: null cuts no row in TRL; here data.max_length is {recipe.max_length}: set it")
+        return found
 
 
 def _words(config: Mapping[str, Any], path: Path) -> set[str]:

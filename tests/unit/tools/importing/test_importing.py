@@ -211,6 +211,14 @@ def test_a_rate_that_is_missing_is_to_be_chosen(tmp_path: Path) -> None:
     assert outcome("learning_rate", given, tmp_path)[0] == "check"
 
 
+def test_rows_that_are_never_cut_in_trl_are_noted(tmp_path: Path) -> None:
+    path = tmp_path / "dpo.yaml"
+    path.write_text(yaml.safe_dump({**TRL, "max_length": None}))
+    assert read_imported(path).notes == ["max_length: null cuts no row in TRL; here data.max_length is 1024: set it"]
+    path.write_text(yaml.safe_dump(TRL))
+    assert read_imported(path).notes == []
+
+
 def test_names_of_roles_that_are_not_known_are_named(tmp_path: Path) -> None:
     def roles(**names: list[str]) -> dict[str, Any]:
         return {**AXOLOTL, "datasets": [{"path": "d.jsonl", "type": "chat_template", "roles": names}]}
