@@ -58,9 +58,31 @@ class To(Rule):
 
     @override
     def apply(self, key: str, value: Any, recipe: Any) -> Iterator[Outcome]:
-        owner, _, name = self.field.rpartition(".")
-        setattr(attrgetter(owner)(recipe) if owner else recipe, name, self.read(value))
+        _set(recipe, self.field, self.read(value))
         yield Outcome(key, "check" if self.check else "carried", self.check)
+
+
+class Switch(Rule):
+    """Sets fields of the recipe where a flag is on.
+
+    Args:
+        fields: Their values by name, as ``batches.packing``.
+    """
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self.fields = fields
+
+    @override
+    def apply(self, key: str, value: Any, recipe: Any) -> Iterator[Outcome]:
+        if flag(value):
+            for field, wanted in self.fields.items():
+                _set(recipe, field, wanted)
+        yield Outcome(key, "carried")
+
+
+def _set(recipe: Any, field: str, value: Any) -> None:
+    owner, _, name = field.rpartition(".")
+    setattr(attrgetter(owner)(recipe) if owner else recipe, name, value)
 
 
 class Do(Rule):

@@ -19,9 +19,7 @@ from lion_lightning.tools.importing.dialects.axolotl_keys import (
     set_bf16,
     set_eos,
     set_evaluations,
-    set_fp16,
     set_liger,
-    set_linear,
     set_losses,
     set_overlong,
     set_plugins,
@@ -53,6 +51,7 @@ from lion_lightning.tools.importing.rules import (
     NotSupported,
     Outcome,
     Rule,
+    Switch,
     To,
     at_least,
     flag,
@@ -137,6 +136,8 @@ _SPECIAL_TOKENS: Mapping[str, Rule] = {
     "unk_token": NotSupported("the tokenizer's own is used"),
 }
 
+_FP16 = Switch({"precision": "16-mixed", "bf16_weights": False})
+
 _RULES: dict[str, Rule] = {
     "base_model": To("model", text),
     **all_of("revision_of_model model_revision", To("revision", text)),
@@ -200,9 +201,9 @@ _RULES: dict[str, Rule] = {
     **all_of("adam_eps", To("optimization.eps", at_least(0))),
     **all_of("embedding_lr embedding_lr_scale lr_groups loraplus_lr_ratio", NotSupported("one rate for all weights")),
     "bf16": Do(set_bf16),
-    "fp16": Do(set_fp16),
-    **all_of("bfloat16", Do(set_bf16)),
-    **all_of("float16", Do(set_fp16)),
+    "fp16": _FP16,
+    "bfloat16": Do(set_bf16),
+    "float16": _FP16,
     "gradient_checkpointing": Do(set_recompute),
     **all_of("activation_offloading layer_offloading", NotSupported("policy.recompute: full keeps the least")),
     # adapters
@@ -211,7 +212,7 @@ _RULES: dict[str, Rule] = {
     "lora_alpha": To("lora.alpha", number),
     "lora_dropout": To("lora.dropout", share),
     "lora_target_modules": Do(set_targets),
-    "lora_target_linear": Do(set_linear),
+    "lora_target_linear": Switch({"lora.targets": "all-linear"}),
     "lora_modules_to_save": To("lora.modules_to_save", texts),
     "peft_use_rslora": To("lora.rank_stabilized", flag),
     "load_in_4bit": To("lora.four_bits", flag),

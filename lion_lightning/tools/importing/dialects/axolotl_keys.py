@@ -53,12 +53,6 @@ def set_bf16(value: Any, recipe: Recipe) -> None:
         recipe.precision, recipe.bf16_weights = "bf16-mixed", True
 
 
-def set_fp16(value: Any, recipe: Recipe) -> None:
-    """The same in fp16, with the weights in fp32."""
-    if flag(value):
-        recipe.precision, recipe.bf16_weights = "16-mixed", False
-
-
 def set_recompute(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
     """True, or a place to keep activations in."""
     recipe.recompute = value in ("offload", "offload_disk", "unsloth") or flag(value)
@@ -76,12 +70,6 @@ def set_overlong(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
 def set_targets(value: Any, recipe: Recipe) -> None:
     """Names of layers, or an expression."""
     recipe.lora.targets = value if isinstance(value, str) else texts(value)
-
-
-def set_linear(value: Any, recipe: Recipe) -> None:
-    """All linear layers."""
-    if flag(value):
-        recipe.lora.targets = "all-linear"
 
 
 def set_template(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:

@@ -21,6 +21,7 @@ from lion_lightning.tools.importing.rules import (
     NotSupported,
     Outcome,
     Rule,
+    Switch,
     To,
     at_least,
     flag,
@@ -119,21 +120,6 @@ def _set_template(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
     return "check", f"{value}: the model's own chat template is used; a model without one needs tokenizer.chat_template"
 
 
-def _set_pure(value: Any, recipe: Recipe) -> None:
-    if flag(value):
-        recipe.precision, recipe.bf16_weights = "bf16-mixed", True
-
-
-def _set_last_turn(value: Any, recipe: Recipe) -> None:
-    if flag(value):
-        recipe.mask = "last_turn"
-
-
-def _set_packing(value: Any, recipe: Recipe) -> None:
-    if flag(value):
-        recipe.batches.packing = "best fit"
-
-
 def _set_loss(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
     known = ("sigmoid", "hinge", "ipo", "kto_pair", "orpo", "simpo")
     recipe.losses.names = [value if value in known else "sigmoid"]
@@ -170,8 +156,8 @@ _RULES: dict[str, Rule] = {
     "dataset_dir": Do(lambda value, recipe: None),
     "cutoff_len": To("max_length", positive),
     "train_on_prompt": To("mask", lambda value: "none" if flag(value) else "assistant"),
-    "mask_history": Do(_set_last_turn),
-    **all_of("packing neat_packing", Do(_set_packing)),
+    "mask_history": Switch({"mask": "last_turn"}),
+    **all_of("packing neat_packing", Switch({"batches.packing": "best fit"})),
     "default_system": To("system", text),
     "enable_thinking": Do(_set_thinking),
     "streaming": NotSupported("set `streaming: true` on a source: docs/data.md"),
@@ -209,7 +195,7 @@ _RULES: dict[str, Rule] = {
     **all_of("use_asft_loss use_eaft_loss", NotSupported("write a TokenLoss of your own: docs/losses.md")),
     "moe_aux_loss_coef": To("router_aux", at_least(0)),
     # model and devices
-    "pure_bf16": Do(_set_pure),
+    "pure_bf16": Switch({"precision": "bf16-mixed", "bf16_weights": True}),
     "disable_gradient_checkpointing": To("recompute", lambda value: not flag(value)),
     **all_of("flash_attn shift_attn", NoEffect(ATTENTION)),
     "enable_liger_kernel": To("liger", flag),

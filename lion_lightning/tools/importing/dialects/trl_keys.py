@@ -19,6 +19,7 @@ from lion_lightning.tools.importing.rules import (
     NotSupported,
     Outcome,
     Rule,
+    Switch,
     To,
     apply_all,
     at_least,
@@ -75,12 +76,6 @@ def set_dtype(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
 def set_mask(value: Any, recipe: Recipe) -> None:
     """Answers alone, or all tokens."""
     recipe.mask = "assistant" if flag(value) else "none"
-
-
-def set_completion(value: Any, recipe: Recipe) -> None:
-    """Completions alone."""
-    if flag(value):
-        recipe.mask = "completion"
 
 
 def set_packing_strategy(value: Any, recipe: Recipe) -> None:
@@ -168,7 +163,7 @@ RULES: dict[str, Rule] = {
     "packing_strategy": Do(set_packing_strategy),
     "eval_packing": NoEffect("validation is packed as training is, which changes no result"),
     "assistant_only_loss": Do(set_mask),
-    "completion_only_loss": Do(set_completion),
+    "completion_only_loss": Switch({"mask": "completion"}),
     "shuffle_dataset": NoEffect("rows are shuffled in each epoch"),
     # loss
     "loss_type": Do(set_losses),

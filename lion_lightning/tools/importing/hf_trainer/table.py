@@ -22,6 +22,7 @@ from lion_lightning.tools.importing.rules import (
     NoEffect,
     NotSupported,
     Rule,
+    Switch,
     To,
     at_least,
     flag,
@@ -92,18 +93,6 @@ def set_warmup(value: Any, recipe: Recipe) -> None:
     recipe.optimization.warmup_steps = at_least(0)(value)
 
 
-def set_bf16(value: Any, recipe: Recipe) -> None:
-    """bf16 products."""
-    if flag(value):
-        recipe.precision = "bf16-mixed"
-
-
-def set_fp16(value: Any, recipe: Recipe) -> None:
-    """fp16 products, with a scaled loss."""
-    if flag(value):
-        recipe.precision = "16-mixed"
-
-
 def set_beta(position: int) -> Do:
     """A rule for one of AdamW's betas."""
 
@@ -154,24 +143,14 @@ def set_fsdp(value: Any, recipe: Recipe) -> tuple[Kind, str] | None:
     return "check", "FSDP2Strategy finds the layers to wrap itself, and shards everything over all GPUs"
 
 
-def set_offload(value: Any, recipe: Recipe) -> None:
-    """Keep shards in the memory of the host."""
-    recipe.cpu_offload = flag(value)
-
-
-def set_recompute(value: Any, recipe: Recipe) -> None:
-    """FSDP's own recomputation of layers."""
-    recipe.recompute = recipe.recompute or flag(value)
-
-
 def all_of(names: str, rule: Rule) -> dict[str, Rule]:
     """The same rule for several keys, with spaces between them."""
     return dict.fromkeys(names.split(), rule)
 
 
 _FSDP: Mapping[str, Rule] = {
-    "offload_params": Do(set_offload),
-    "activation_checkpointing": Do(set_recompute),
+    "offload_params": To("cpu_offload", flag),
+    "activation_checkpointing": Switch({"recompute": True}),
     **all_of(
         """auto_wrap_policy transformer_layer_cls_to_wrap backward_prefetch forward_prefetch cpu_ram_efficient_loading
         limit_all_gathers sync_module_states use_orig_params state_dict_type sharding_strategy reshard_after_forward
@@ -208,8 +187,8 @@ HF_TRAINER: dict[str, Rule] = {
     "max_steps": Do(set_max_steps),
     "num_train_epochs": Do(set_epochs),
     # precision and memory
-    "bf16": Do(set_bf16),
-    "fp16": Do(set_fp16),
+    "bf16": Switch({"precision": "bf16-mixed"}),
+    "fp16": Switch({"precision": "16-mixed"}),
     "gradient_checkpointing": To("recompute", flag),
     "gradient_checkpointing_kwargs": NoEffect("recomputation has one kind here"),
     "use_liger_kernel": To("liger", flag),
