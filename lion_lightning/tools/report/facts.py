@@ -184,8 +184,9 @@ def settings_of(stage: Stage) -> dict[str, str]:
 def _sampling_settings(trainer: Mapping[str, Any]) -> dict[str, str]:
     """Settings of the trainer's ``OnPolicySampling``; empty without one."""
     found: dict[str, str] = {}
-    for callback in trainer.get("callbacks") or []:
-        if str(callback.get("class_path", "")).endswith("OnPolicySampling"):
+    callbacks = trainer.get("callbacks") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:  # Lightning takes a single one, too
+        if isinstance(callback, Mapping) and str(callback.get("class_path", "")).endswith("OnPolicySampling"):
             given = _arguments(callback)
             found["answers per prompt"] = str(given.get("num_samples", ""))
             found["sampler"] = described(given.get("sampler"))

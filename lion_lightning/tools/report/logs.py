@@ -236,7 +236,7 @@ def _curves(folder: Path) -> dict[str, Curve]:
                     # NaN: a step without any answer of the kind that the metric is of
                     if value and key != "epoch" and not math.isnan(number := float(value)):
                         curves.setdefault(key, {})[step] = number
-        except (ValueError, TypeError, csv.Error) as error:
+        except (ValueError, TypeError, OverflowError, csv.Error) as error:
             raise ValueError(f"{path}: damaged, or not metrics ({error}); {_FIX}") from error
     return {key: dict(sorted(curve.items())) for key, curve in curves.items()}
 

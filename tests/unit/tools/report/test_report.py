@@ -225,6 +225,12 @@ def test_a_step_without_any_answer_of_a_kind_is_no_point_of_its_curve(tmp_path: 
     assert read_stage(tmp_path / "kto").curves == {"train/rewards/margin": {0: 0.5, 2: 0.75}}
 
 
+def test_a_step_that_is_no_number_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,train/loss\ninf,0.5\n")
+    with pytest.raises(ValueError, match=r"metrics\.csv: damaged, or not metrics .*; remove it, the report goes"):
+        read_stage(tmp_path)
+
+
 def test_a_folder_without_logs_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "no stage has logged anything there (no metrics.csv)" in capsys.readouterr().err

@@ -287,3 +287,10 @@ def test_a_stage_may_lack_everything(tmp_path: Path) -> None:
     stage: Stage = read_stage(tmp_path)
     assert cost_of(stage) == (None, 0, None, None, None, None, False)
     assert (settings_of(stage), data_of(stage), advised(tmp_path)) == ({}, "", [])
+
+
+def test_a_single_callback_need_not_be_a_list(tmp_path: Path) -> None:
+    curve(tmp_path, train__loss=[1.0])
+    callback = {"class_path": "lion_lightning.callbacks.OnPolicySampling", "init_args": {"num_samples": 4}}
+    (tmp_path / "stage.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callback}}))
+    assert settings_of(read_stage(tmp_path)) == {"answers per prompt": "4"}
