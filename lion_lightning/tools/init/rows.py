@@ -75,7 +75,7 @@ def look(path: str, use: str) -> Look:
     first = list(rows.take(np.arange(min(FIRST, len(rows)))))
     try:
         settings, messages = _settings(path, first, use)
-    except ValueError as error:  # the setting that fixes it goes into the config, which is written anyway
+    except ValueError as error:  # the setting that fixes it belongs in a config, and none is written here
         where = "; `lion init` without --data writes a config to say that in" if "`" in str(error) else ""
         raise ValueError(f"{error}{where}") from error
     forms = [", ".join(text.split(" | ")[1:]) for text in messages["form"]]  # a form is its name and its columns
