@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.parsing import clean_namespace
@@ -158,10 +159,15 @@ class AlignmentModule(SteppedPolicy, ABC):
         return {**super().provenance(), "objective": self.objective}
 
     @override
+    def configure_callbacks(self) -> list[Callback]:
+        # The first hook of a run: before setup, Lightning asks the data module, of which the other's is no class to it.
+        require_one_lightning(self, *self.trainer.callbacks, *self.trainer.loggers, self.trainer.datamodule)  # type: ignore[attr-defined]
+        return []
+
+    @override
     def setup(self, stage: str) -> None:
         """Refuse ranks that were started with different settings, and bad checkpoints."""
         super().setup(stage)
-        require_one_lightning(self, *self.trainer.callbacks, *self.trainer.loggers, self.trainer.datamodule)  # type: ignore[attr-defined]
         refuse_tuners(self.trainer)
         require_trainer_numbers(self.trainer)
         require_finite_settings(self.model_settings)

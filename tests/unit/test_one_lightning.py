@@ -69,7 +69,8 @@ def test_a_file_that_imports_the_other_package_is_warned_and_no_other(monkeypatc
 
 def test_the_real_package_is_met_with_one_line(tmp_path: Path) -> None:
     other = pytest.importorskip("pytorch_lightning")
-    theirs = pytest.importorskip("pytorch_lightning.demos.boring_classes").BoringModel()
+    boring = pytest.importorskip("pytorch_lightning.demos.boring_classes")
+    theirs = boring.BoringModel()
     data = SFTDataModule([Source("rows.jsonl")], TokenizerSpec(str(tiny.tokenizer_folder(tmp_path))))
     for options in ({"datamodule": data}, {}):
         trainer = other.Trainer(callbacks=[] if options else [TokenThroughput()], **QUIET)
@@ -79,5 +80,7 @@ def test_the_real_package_is_met_with_one_line(tmp_path: Path) -> None:
     trainer = tiny.trainer(callbacks=[other.callbacks.EarlyStopping("val/loss")])
     with pytest.raises(MisconfigurationException, match="and EarlyStopping on pytorch_lightning"):
         trainer.fit(module, tiny.Rows([tiny.row()]))
+    with pytest.raises(MisconfigurationException, match="and BoringDataModule on pytorch_lightning"):
+        tiny.trainer().fit(module, datamodule=boring.BoringDataModule())
     with pytest.warns(UserWarning, match="whose Trainer and modules do not take FSDP2Strategy"):
         exec("pl; FSDP2Strategy()", {"__name__": "theirs", "pl": other, "FSDP2Strategy": FSDP2Strategy})
