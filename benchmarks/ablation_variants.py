@@ -100,7 +100,7 @@ VARIANTS: dict[str, Variant] = {
     "dpo, reference mixed (TR-DPO)": Variant("dpo", "sft", MIXED),
     "dpo, reference refreshed": Variant("dpo", "sft", merged(REFRESHED, TWO_EPOCHS)),
     "dpo, two epochs": Variant("dpo", "sft", TWO_EPOCHS),
-    "kto": Variant("kto", "sft", rates=HIGH_RATES),
+    "kto": Variant("kto", "sft", rates=LOW_RATES),
     # Online: the same prompts and verifiers, from the same DPO model.
     "online dpo": Variant("online_dpo", "dpo", rates=LOW_RATES),
     "offline: the pairs again": Variant("dpo", "dpo"),
