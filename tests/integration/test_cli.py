@@ -171,7 +171,7 @@ def test_an_unknown_command_names_the_nearest_and_lists_all(capsys: pytest.Captu
     assert main(["fitt"]) == 2
     said = capsys.readouterr().err
     assert "unknown command 'fitt'; did you mean 'fit'; the commands are" in said
-    assert "fit, validate, test, run, report, evaluate, chat, plan, inspect, export" in said
+    assert "fit, validate, test, init, run, report, evaluate, chat, plan, inspect, export" in said
 
 
 def test_a_validation_without_a_checkpoint_says_that_nothing_trained_is_validated(

@@ -106,7 +106,7 @@ def test_a_config_that_changed_is_refused_with_the_keys_where_something_was_trai
     with pytest.raises(ValueError, match="runs/all/sft: the config has changed since") as refused:
         begin(read_plan(folder / "pipeline.yaml").chains[0][0])
     error = str(refused.value)
-    assert "trainer.max_epochs: 2 -> 7" in error
+    assert "trainer.max_epochs: 3 -> 7" in error
     assert "remove runs/all/sft" in error
     assert len(error.splitlines()) == 1
     assert len(error) < 500

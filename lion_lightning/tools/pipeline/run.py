@@ -145,10 +145,11 @@ class Runner:
         times: dict[str, list[float]] = {}
         left = []
         for stage in chain.from_iterable(self.plan.chains):
-            if (stage.folder / DONE).exists():
-                times.setdefault(stage.name, []).append(float(json.loads((stage.folder / DONE).read_text())["seconds"]))
-            else:
+            done = stage.folder / DONE
+            if not done.exists():
                 left.append(stage.name)
+            elif seconds := json.loads(done.read_text("utf-8")).get("seconds"):
+                times.setdefault(stage.name, []).append(seconds)
         if not times.keys() >= set(left):
             return 0.0
         return sum(sum(times[name]) / len(times[name]) for name in left) / self._parallel

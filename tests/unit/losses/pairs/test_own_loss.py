@@ -16,7 +16,8 @@ PAGE = Path(__file__).parents[4] / "docs" / "losses.md"
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    [text] = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    [text] = [block for block in blocks if "class FocalDPOLoss" in block]
     (tmp_path / "my_losses.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     return str(text)
