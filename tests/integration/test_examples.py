@@ -209,7 +209,8 @@ def test_the_squares_of_dro_are_those_of_each_answer_alone_behind_its_prompt(fol
 
 def write_questions() -> None:
     """Four prompts, in place of the demo's."""
-    questions = [{"question": f"Spell {word}.", "answer": "a e i o u k"} for word in ("tako", "bati", "lufa", "kulo")]
+    letters = " ".join("abcdefghijklmnopqrstuvwxyz")  # as keywords: which of them a random policy writes varies
+    questions = [{"question": f"Spell {word}.", "answer": letters} for word in ("tako", "bati", "lufa", "kulo")]
     Path("runs/demo/prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
 
 
