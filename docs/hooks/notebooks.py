@@ -13,6 +13,9 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+CELL_SECONDS = 600
+"""After which a cell counts as hanging."""
+
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -29,8 +32,10 @@ def executed(path: Path) -> NotebookNode:
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{folder}/kernel")
-        client = NotebookClient(notebook, km=kernel, resources={"metadata": {"path": folder}})
-        return client.execute(env={**os.environ, "IPYTHONDIR": f"{folder}/ipython", "JUPYTER_COLUMNS": "80"})
+        client = NotebookClient(notebook, km=kernel, timeout=CELL_SECONDS, resources={"metadata": {"path": folder}})
+        # One thread: next to other work, the threads of a small model wait for each other most of the time.
+        settings = {"IPYTHONDIR": f"{folder}/ipython", "JUPYTER_COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+        return client.execute(env={**os.environ, **settings})
 
 
 def printed(cell: NotebookNode) -> str:
