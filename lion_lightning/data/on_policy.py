@@ -20,7 +20,13 @@ from lion_lightning.data.groups import GroupDataModule
 from lion_lightning.data.packing.loader import PackedLoader
 from lion_lightning.data.packing.no_batches import NoBatches
 from lion_lightning.data.preference import PreferenceDataModule
-from lion_lightning.data.reports.round_messages import FITTING, FIXES, nothing_to_train, warn_of_ties
+from lion_lightning.data.reports.round_messages import (
+    FITTING,
+    FIXES,
+    NothingToTrainError,
+    nothing_to_train,
+    warn_of_ties,
+)
 from lion_lightning.data.reports.source_report import SourceReport
 from lion_lightning.data.reports.tree_reports import GroupReport
 from lion_lightning.data.selection.documents import Selection
@@ -37,10 +43,6 @@ logger = logging.getLogger(__name__)
 
 MAX_SKIPPED = 3
 """Rounds in a row without anything to train on that end the run."""
-
-
-class NothingToTrainError(ValueError):
-    """A round has nothing to train on."""
 
 
 class RoundLoader(PackedLoader):
@@ -208,9 +210,7 @@ class RoundDataModule(TreeDataModule, ABC):
         if self.skipped + 1 >= MAX_SKIPPED or (last and self.skipped == epoch):
             raise error
         self.skipped, self.train_mixture = self.skipped + 1, None
-        logger.warning(
-            "%s", str(error).partition(f"; {FIXES[self.items]}")[0] + "; this round is skipped, and the run goes on"
-        )
+        logger.warning("%s; this round is skipped, and the run goes on", error.problem)
 
     def report(self, finished: Round) -> dict[str, Any]:
         """Report on what was kept of a round and left out, as plain data; empty if it has nothing to train on."""
@@ -245,11 +245,14 @@ class RoundDataModule(TreeDataModule, ABC):
         except ValueError as error:
             reports = self._filtered(finished) if finished.num_items else []
             why = f" ({error})" if any(report.kept.documents for report in reports) else ""
-            message = f"{nothing_to_train(finished, reports)}{why}; {FIXES[self.items]}"
+            problem, fix = f"{nothing_to_train(finished, reports)}{why}", FIXES[self.items]
             if not self.sources:
-                message += ". The next start samples this round again, unless the filters then keep some of its "
-                message += self.items
-            raise (ValueError if self.keeps_any_of(finished) else NothingToTrainError)(message) from error
+                fix += (
+                    f". The next start samples this round again, unless the filters then keep some of its {self.items}"
+                )
+            if self.keeps_any_of(finished):
+                raise ValueError(f"{problem}; {fix}") from error
+            raise NothingToTrainError(problem, fix) from error
         require_fitting(mixture.documents, self.row_length, FITTING[self.items])
         for report in mixture.reports:
             logger.info("%s", report)

@@ -32,6 +32,19 @@ FITTING = {
 """Advice for prompts of a round that do not fit a row, other than longer rows."""
 
 
+class NothingToTrainError(ValueError):
+    """A round has nothing to train on.
+
+    Args:
+        problem: What is wrong with the round.
+        fix: What to do about it.
+    """
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(f"{problem}; {fix}")
+        self.problem = problem
+
+
 def nothing_to_train(finished: Round, reports: Sequence[SourceReport] = ()) -> str:
     """How many pairs or groups a round has, where none of them is trained, and why not.
 
