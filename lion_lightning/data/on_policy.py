@@ -41,8 +41,7 @@ from lion_lightning.rollouts.tokens import RoundTokens
 
 logger = logging.getLogger(__name__)
 
-MAX_SKIPPED = 3
-"""Rounds in a row without anything to train on that end the run."""
+MAX_SKIPPED = 3  # rounds in a row without anything to train on: they end the run
 
 
 class RoundLoader(PackedLoader):
@@ -250,9 +249,8 @@ class RoundDataModule(TreeDataModule, ABC):
                 fix += (
                     f". The next start samples this round again, unless the filters then keep some of its {self.items}"
                 )
-            if self.keeps_any_of(finished):
-                raise ValueError(f"{problem}; {fix}") from error
-            raise NothingToTrainError(problem, fix) from error
+            kept = self.keeps_any_of(finished)
+            raise (ValueError(f"{problem}; {fix}") if kept else NothingToTrainError(problem, fix)) from error
         require_fitting(mixture.documents, self.row_length, FITTING[self.items])
         for report in mixture.reports:
             logger.info("%s", report)
