@@ -16,7 +16,7 @@ FEWEST = 6
 
 
 class ScoreSlice(NamedTuple):
-    """Scope of a score: all prompts, the prompts of a kind, or a part of the grade on all prompts.
+    """Scope of a score: all prompts, the prompts of a kind, or a part of the score on all prompts.
 
     Attributes:
         axis: ``all``, ``kind`` or ``part``.
@@ -124,7 +124,7 @@ class Scores(NamedTuple):
 
 
 class Decline(NamedTuple):
-    """Prompts, or a part of the grade, that a stage does worse than one before, by an interval below zero.
+    """Prompts, or a part of the score, that a stage does worse than one before, by an interval below zero.
 
     Attributes:
         what: The prompts or the part that got worse.
@@ -170,7 +170,7 @@ def verdict(gain: Interval | None) -> Verdict:
 
 def declines(scores: Scores) -> tuple[list[Decline], int]:
     """Declines from stage to stage, and from the first to the last; and the number of comparisons that were made."""
-    names = {"all": "all prompts", "kind": "prompts of the kind {}", "part": "the part of the grade {}"}
+    names = {"all": "all prompts", "kind": "prompts of the kind {}", "part": "the part {} of the score"}
     found, count = [], 0
     for after, before in scores.steps():
         for part in (ALL, *scores.kinds, *scores.parts):

@@ -20,12 +20,12 @@ from lion_lightning.tools.report.scores import Scores, ScoreSlice, verdict, with
 
 
 def slices(scores: Scores | None) -> Html:
-    """Scores by kind of prompt, and by part of the grade: a plot, and the same numbers as a table."""
+    """Scores by kind of prompt, and by part of the score: a plot, and the same numbers as a table."""
     if scores is None:
         return Html("")
     found = [
         _sliced(scores, title, parts)
-        for title, parts in (("By kind of prompt", scores.kinds), ("By part of the grade", scores.parts))
+        for title, parts in (("By kind of prompt", scores.kinds), ("By part of the score", scores.parts))
         if parts
     ]
     return tag("section", *(part for pair in found for part in pair))

@@ -118,7 +118,7 @@ def test_kinds_and_parts_that_got_worse_are_named_even_where_the_whole_got_bette
     assert [part.name for part in scores.parts] == ["form", "right"]
     found, count = declines(scores)
     assert count == 1 + 2 + 2  # all prompts, two kinds, two parts
-    assert [one.what for one in found] == ["prompts of the kind larger", "the part of the grade form"]
+    assert [one.what for one in found] == ["prompts of the kind larger", "the part form of the score"]
     assert found[0].verdict.text.startswith("worse by 0.500 [")
     assert found[1].verdict.text.startswith("worse by 0.375 [")
 
