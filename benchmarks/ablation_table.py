@@ -10,14 +10,10 @@ from typing import Any
 from ablation_claims import EQUAL, MAX_SEEDS, Claim, Decision
 from ablation_variants import VARIANTS
 
-from lion_lightning.tools.evaluate.intervals import Interval, mean_interval
+from lion_lightning.tools.evaluate.intervals import mean_interval
+from lion_lightning.tools.report.scores import with_interval
 
 OUTCOMES = {"first": "yes", "second": "no, the other way round", "equal": "as good as each other", "": "not decided"}
-
-
-def shown_interval(found: Interval, form: str) -> str:
-    """An estimate with its interval, each number in this form."""
-    return f"{form.format(found.estimate)} [{form.format(found.low)}, {form.format(found.high)}]"
 
 
 def claim_table(decided: Sequence[tuple[Claim, Decision]]) -> list[str]:
@@ -33,7 +29,7 @@ def claim_table(decided: Sequence[tuple[Claim, Decision]]) -> list[str]:
             outcome = "open"
         elif decision.outcome and not decision.firm:
             outcome += ", not firm"
-        difference = shown_interval(decision.interval, "{:+.3f}") if decision.interval else ""
+        difference = with_interval(decision.interval, "{:+.3f}") if decision.interval else ""
         cells = [f"{claim.text} (*{claim.first}* - *{claim.second}*)", difference, str(decision.seeds), outcome]
         lines.append(f"| {' | '.join([*cells, claim.paper])} |")
     return lines
@@ -54,7 +50,7 @@ def variant_table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> lis
         if not seeds:
             continue
         grade = mean_interval([one["grade"] for one in seeds])
-        cells = [name, str(len(seeds)), shown_interval(grade, "{:.3f}")]
+        cells = [name, str(len(seeds)), with_interval(grade, "{:.3f}")]
         cells += [f"{fmean(one['parts'][part] for one in seeds):.2f}" for part in parts]
         cells += [f"{fmean(one['steps'] for one in seeds):.0f}", f"{fmean(one['seconds'] for one in seeds):.0f}"]
         lines.append(f"| {' | '.join(cells)} |")

@@ -66,8 +66,8 @@ def measured(folder: Path) -> dict[str, Any]:
     found = {"grade": graded.get("estimate"), "by": {key: one["estimate"] for key, one in graded.get("by", {}).items()}}
     found["parts"] = {key: one["estimate"] for key, one in graded.get("parts", {}).items()}
     for key in ("train/loss", "val/loss", "val/rewards/accuracy", "val/rewards/margin"):
-        if curve := stage.curves.get(key):
-            found[key] = list(curve.values())[-1]
+        if values := stage.values(key):
+            found[key] = values[-1]
     found["steps"] = max(stage.curves["train/loss"]) + 1
     found["seconds"] = stage.seconds
     return found

@@ -82,7 +82,7 @@ def wrong_last_step(problem: Mapping[str, str]) -> str | None:
     found = CALCULATION.findall(last)
     if len(found) != 1:
         return None
-    (a, operator, b, result), values = found[0], {}
+    a, operator, b, result = found[0]
     first, second = float(a), float(b)
     values = {"+": first + second, "-": first - second, "*": first * second, "/": first / second if second else -1.0}
     others = [(sign, str(int(value))) for sign, value in values.items() if value > 0 and value == round(value)]

@@ -218,9 +218,9 @@ class RoundDataModule(TreeDataModule, ABC):
 
     def keeps_any_of(self, finished: Round) -> bool:
         """True if an epoch on a finished round has something to train on: its own, filtered, or ``sources``."""
-        if self.sources or not finished.num_items:
-            return bool(self.sources)
-        reports = self._filtered(finished)
+        return bool(self.sources) or (finished.num_items > 0 and self._has_trainable(self._filtered(finished)))
+
+    def _has_trainable(self, reports: Sequence[SourceReport]) -> bool:
         return any(report.kept.documents for report in reports) and not self.problem(reports)
 
     def _filtered(self, finished: Round) -> list[SourceReport]:
@@ -246,10 +246,9 @@ class RoundDataModule(TreeDataModule, ABC):
             why = f" ({error})" if any(report.kept.documents for report in reports) else ""
             problem, fix = f"{nothing_to_train(finished, reports)}{why}", FIXES[self.items]
             if not self.sources:
-                fix += (
-                    f". The next start samples this round again, unless the filters then keep some of its {self.items}"
-                )
-            kept = self.keeps_any_of(finished)
+                fix += ". The next start samples this round again, unless the filters then keep some of its "
+                fix += self.items
+            kept = bool(self.sources) or self._has_trainable(reports)
             raise (ValueError(f"{problem}; {fix}") if kept else NothingToTrainError(problem, fix)) from error
         require_fitting(mixture.documents, self.row_length, FITTING[self.items])
         for report in mixture.reports:

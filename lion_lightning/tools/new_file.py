@@ -7,6 +7,14 @@ from pathlib import Path
 from lion_lightning.cache import atomic_write
 
 
+def print_or_write(text: str, out: str | None) -> None:
+    """Print a text on stdout where no file is named, else write it as a new file; errors as of :func:`write_new`."""
+    if out is None:
+        print(text, end="")
+    else:
+        write_new(Path(out), text)
+
+
 def write_new(path: Path, text: str) -> None:
     """Write a text file, and its folder if need be.
 

@@ -15,7 +15,7 @@ from lion_lightning.tools.importing.dialects.llama_factory import LlamaFactory
 from lion_lightning.tools.importing.dialects.trl import TRL
 from lion_lightning.tools.importing.recipe import Objective
 from lion_lightning.tools.importing.writing import config_text, report
-from lion_lightning.tools.new_file import write_new
+from lion_lightning.tools.new_file import print_or_write
 from lion_lightning.tools.train.config_file import read_mapping
 
 DIALECTS: dict[str, Dialect] = {
@@ -38,10 +38,7 @@ def import_config(file: str, out: str | None, dialect: str | None, objective: Ob
     """
     imported = read_imported(Path(file), dialect, objective)
     text = config_text(imported, Path(file).name)
-    if out is None:
-        print(text, end="")
-    else:
-        write_new(Path(out), text)
+    print_or_write(text, out)
     for line in report(imported):
         print(line, file=sys.stderr)
     if out is not None:

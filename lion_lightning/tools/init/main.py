@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 
 def main(arguments: list[str]) -> None:
@@ -14,18 +13,17 @@ def main(arguments: list[str]) -> None:
         arguments: Command line after ``lion init``.
     """
     from lion_lightning.tools.init.config import write_config
-    from lion_lightning.tools.new_file import write_new
+    from lion_lightning.tools.new_file import print_or_write
 
     options = _parser().parse_args(arguments)
     text, lines = write_config(options.stage, options.model, options.data, options.out)
     for line in lines:
         print(line, file=sys.stderr)
-    if options.out is None:
-        print(text, end="")
-        return
-    write_new(Path(options.out), text)
-    command = f"lion {'run' if options.stage == 'pipeline' else 'fit -c'} {options.out}"
-    print(f"{options.out}: written; edit the lines marked <-- edit, if there are any, then: {command}", file=sys.stderr)
+    print_or_write(text, options.out)
+    if options.out is not None:
+        command = f"lion {'run' if options.stage == 'pipeline' else 'fit -c'} {options.out}"
+        last = f"{options.out}: written; edit the lines marked <-- edit, if there are any, then: {command}"
+        print(last, file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

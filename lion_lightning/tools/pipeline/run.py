@@ -20,7 +20,7 @@ from lion_lightning.printing import clock
 from lion_lightning.processes.folder_lock import FolderLock
 from lion_lightning.processes.stopping import Stopped
 from lion_lightning.tools.pipeline.plan import Plan, StagePlan, plan_to_yaml
-from lion_lightning.tools.pipeline.stage import DONE, begin, changes, score_of
+from lion_lightning.tools.pipeline.stage import DONE, begin, changes, score_of, seconds_of
 from lion_lightning.tools.pipeline.status import Status
 
 LOG, RUN = "log.txt", "run.json"
@@ -145,10 +145,9 @@ class Runner:
         times: dict[str, list[float]] = {}
         left = []
         for stage in chain.from_iterable(self.plan.chains):
-            done = stage.folder / DONE
-            if not done.exists():
+            if not (stage.folder / DONE).exists():
                 left.append(stage.name)
-            elif seconds := json.loads(done.read_text("utf-8")).get("seconds"):
+            elif seconds := seconds_of(stage.folder):
                 times.setdefault(stage.name, []).append(seconds)
         if not times.keys() >= set(left):
             return 0.0

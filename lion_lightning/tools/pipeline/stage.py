@@ -133,6 +133,15 @@ def finish(folder: Path, start: Path | None, times: dict[str, float]) -> None:
         temporary.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
 
 
+def seconds_of(folder: Path) -> float | None:
+    """Wall time of a stage that is done; None where it is not known.
+
+    Raises:
+        ValueError: What was written of it cannot be read.
+    """
+    return (_read(folder / DONE) or {}).get("seconds")
+
+
 def score_of(folder: Path) -> str:
     """The score of a stage's evaluation for a message, ``; score 0.707 [0.680, 0.733]``; empty if there is none.
 

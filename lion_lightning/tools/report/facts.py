@@ -89,7 +89,7 @@ def progress_of(stage: Stage) -> Progress:
     """How far a stage came, by its files."""
     folder = stage.folder
     export = folder / "export" if is_export(folder / "export") else None
-    steps = max((max(curve) for curve in stage.curves.values()), default=-1) + 1
+    steps = logged_steps(stage)
     planned = stage.startup.get("run", {}).get("steps")
     planned = planned if isinstance(planned, int) else None
     done = bool(stage.done) or export is not None or _is_last(stage, steps, planned)
@@ -97,6 +97,11 @@ def progress_of(stage: Stage) -> Progress:
     return Progress(
         done, steps, planned, export, checkpoints[-1] if checkpoints else None, _last_line(folder / "log.txt")
     )
+
+
+def logged_steps(stage: Stage) -> int:
+    """Optimizer steps of a stage, up to the last that was logged."""
+    return max((max(curve) for curve in stage.curves.values()), default=-1) + 1
 
 
 def _is_last(stage: Stage, steps: int, planned: int | None) -> bool:
@@ -130,7 +135,7 @@ def _last_line(log: Path) -> str:
 
 def cost_of(stage: Stage) -> Cost:
     """Time, steps, data and memory of a stage, from its files."""
-    steps = progress_of(stage).steps
+    steps = logged_steps(stage)
     run, data = stage.startup.get("run", {}), stage.startup.get("data", {})
     rows = tokens = None
     if "step_tokens" in run and "row_tokens" in data:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from lion_lightning.tools.report.facts import progress_of, stage_title
+from lion_lightning.tools.report.facts import logged_steps, progress_of, stage_title
 from lion_lightning.tools.report.logs import Stage
 
 FEW_STEPS, FEW_SIGNALS, MANY_CUT, RISE = 10, 0.3, 0.05, 0.02
@@ -61,7 +61,7 @@ def _held_out_loss(stages: Sequence[Stage]) -> Advice | None:
 
 def _pairs_not_learned(stages: Sequence[Stage]) -> Advice | None:
     ranked, margin = _final(stages, "rewards/accuracy"), _final(stages, "rewards/margin")
-    few = progress_of(stages[0]).steps < FEW_STEPS
+    few = logged_steps(stages[0]) < FEW_STEPS
     if few or stages[0].rounds or ranked is None or margin is None or ranked >= 0.55:
         return None
     why = f"{_title(stages)} ended with a reward accuracy of {ranked:.2f} (0.5 is chance) and a margin of {margin:.2g}."
