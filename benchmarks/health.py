@@ -28,6 +28,7 @@ from results import put_lines
 from lion_lightning.callbacks.monitors.health import Finding, Sampled, read_findings
 from lion_lightning.cli import main as lion
 from lion_lightning.tools.pipeline.configs import Config, merged
+from lion_lightning.tools.train.config_file import read_config_file, with_files_read
 
 SFT, PAIRS, HELD_OUT, PROMPTS, ROUNDS = 300, 400, 30, 40, 3
 """Conversations, pairs, held-out rows, prompts of a round, and rounds."""
@@ -44,7 +45,7 @@ def small(stage: str, configs: Path, run: Path, seed: int) -> Config:
         run: Folder of a seed of a finished run.
         seed: Of the draw of rows and prompts.
     """
-    config: Config = yaml.safe_load((configs / f"{stage}.yaml").read_text("utf-8"))
+    config: Config = with_files_read(read_config_file(configs / f"{stage}.yaml"), configs)
     arguments = config["data"]["init_args"]
     # shares of the demo's rows
     rows = {"sources": SFT / 5000 if stage == "sft" else PAIRS / 4000, "validation": HELD_OUT / 330}

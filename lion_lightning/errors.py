@@ -26,6 +26,7 @@ _SUBCLASS = re.compile(r"Not a valid subclass of (\w+)")
 _NESTED = re.compile(r"NestedArg\(key='([\w.]+)', val='?(.*?)'?\)")
 _OTHER_KIND = re.compile(r"Import path (?:([\w.]+) )?does not correspond to a subclass of (\w+)")
 _UNKNOWN_NAME = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
+_NO_FILE = re.compile(r"Unexpected import path format: (\S+\.ya?ml)\b")
 _ABSENT = re.compile(r"No module named '(\w+)'")
 _NOT_ACCEPTED = re.compile(r"Option '([\w.]+)' is not accepted")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: (?:(--[\w.]+)|(\S+\.(?:ya?ml|json))\b)")
@@ -163,6 +164,8 @@ class _Report:
         where = ".".join(key for key in self.keys if key != "class_path")
         if message.endswith("does not implement protocol Judge"):  # as a verifier does not
             message += "; name a class with a method `score`, or give a verifier to lion_lightning.judges.VerifierJudge"
+        if missing := _NO_FILE.search(message):
+            message = f"there is no file {missing[1]}; its path is relative to the config that names it"
         if other := _OTHER_KIND.search(message):
             message = _other_kind(other[1] or self.value, other[2])
         if unknown := _UNKNOWN_NAME.search(message):

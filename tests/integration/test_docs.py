@@ -155,7 +155,11 @@ def test_every_shipped_config_is_run_by_a_test() -> None:
     }  # by test_cli_kto.py, _reward.py and _online.py
     tested |= {"ranked.yaml"}  # by test_cli_answers.py
     tested |= {"evaluate.yaml", "logger/wandb.yaml", "own.yaml"}  # by test_evaluate.py, test_cli.py and below
-    tested |= {"judge/aspects.yaml", "sampler/pool.yaml"}  # by test_aspects.py and test_pool.py
+    tested |= {
+        "judge/aspects.yaml",
+        "judge/demo.yaml",
+        "sampler/pool.yaml",
+    }  # by test_aspects.py, the demo's, test_pool.py
     tested |= {"model/lora.yaml", "model/qlora.yaml"}  # by test_lora.py
     optimizers = ("adalomo", "adamw8bit", "lomo", "paged_adamw8bit")
     tested |= {f"optimizer/{name}.yaml" for name in optimizers}  # by test_optimizers.py and test_collie.py

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import EarlyStopping
 
@@ -251,3 +252,13 @@ def test_what_a_named_class_says_of_itself_is_one_line(
 def test_a_fault_of_ours_and_a_full_memory_keep_their_tracebacks() -> None:
     for error in (RuntimeError("ours"), torch.OutOfMemoryError("full")):
         assert not is_user_error(error)
+
+
+def test_a_file_in_place_of_a_class_that_is_not_there_is_named(tmp_path: Path) -> None:
+    sampler = {"class_path": "lion_lightning.sampling.TransformersSampler"}
+    arguments = {"sampler": sampler, "judge": "judge/mine.yaml"}
+    callback = {"class_path": "lion_lightning.callbacks.OnPolicySampling", "init_args": arguments}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    assert line([*BASE, "-c", str(tmp_path / "mine.yaml")]) == (
+        "trainer.callbacks.judge: there is no file judge/mine.yaml; its path is relative to the config that names it"
+    )

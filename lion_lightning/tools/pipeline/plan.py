@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from lion_lightning.tools.pipeline.configs import Config, merged, with_output_folder, with_plain_parts, with_start_model
-from lion_lightning.tools.train.config_file import read_config_file
+from lion_lightning.tools.train.config_file import read_config_file, with_files_read
 from lion_lightning.tools.train.option_hints import meant_option
 
 KEYS = {"out", "seeds", "workers", "stages", "evaluate"}
@@ -80,7 +80,8 @@ def read_plan(path: Path, changes: Config | None = None, options: Mapping[str, s
     out = given["out"] if given.get("out") is not None else Path("runs") / path.stem
     if not isinstance(out, str | Path) or not str(out).strip():
         raise ValueError(f"{path}: out is {out!r}; give the path of a folder")
-    out, evaluate = Path(out).expanduser(), _evaluation(str(path), given.get("evaluate"))
+    out = Path(out).expanduser()
+    evaluate = _evaluation(str(path), with_files_read(given.get("evaluate"), path.parent))
     chains = _chains(path, given.get("seeds"), out, given_stages, evaluate)
     workers = given.get("workers", 1)
     if type(workers) is not int or workers < 1:
@@ -202,12 +203,14 @@ def _stage(path: Path, name: str, stage: Any, options: Mapping[str, str], names:
     if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
         raise ValueError(f"{path}: stages.{name}.config is {files!r}; give a config file, or a list of them")
     for file in files:
-        config = merged(config, read_config_file(path.parent / file))
-    config = merged(config, {key: value for key, value in stage.items() if key in FIT_KEYS})
+        file_path = path.parent / file
+        config = merged(config, with_files_read(read_config_file(file_path), file_path.parent))
+    own = with_files_read({key: value for key, value in stage.items() if key != "config"}, path.parent)
+    config = merged(config, {key: value for key, value in own.items() if key in FIT_KEYS})
     where = f"{path}: stages.{name}"
     # Plain before, so that options find the classes, and after, since an option may be a class.
     config = with_plain_parts(with_options(with_plain_parts(config, where), options, name, names), where)
-    return {"config": config, **{key: stage[key] for key in ("start", "evaluate") if key in stage}}
+    return {"config": config, **{key: own[key] for key in ("start", "evaluate") if key in own}}
 
 
 def _chains(

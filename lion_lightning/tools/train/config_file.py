@@ -24,6 +24,34 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     return config
 
 
+def with_files_read(value: Any, folder: Path, within: Sequence[Path] = ()) -> Any:
+    """Put what is in a file in the place of its name: ``judge: judge/demo.yaml``.
+
+    The parser of `lion fit` does the same where a class could stand.
+
+    Args:
+        value: A config or a part of one. Texts that end in .yaml or .yml and name no file are left as they are.
+        folder: What names of files are relative to: the folder of the config that has them.
+        within: Files that lead here.
+
+    Raises:
+        ValueError: A file cannot be read, or leads back to itself.
+    """
+    if isinstance(value, Mapping):
+        return {key: with_files_read(inner, folder, within) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [with_files_read(inner, folder, within) for inner in value]
+    if not isinstance(value, str) or not value.endswith(_YAML) or not (folder / value).is_file():
+        return value
+    path = (folder / value).resolve()
+    if path in within:
+        raise ValueError(f"{folder / value}: this file leads back to itself; write its values out")
+    return with_files_read(read_config_file(folder / value), path.parent, [*within, path])
+
+
+_YAML = (".yaml", ".yml")
+
+
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """The same, for a mapping that may have secrets."""
     try:

@@ -35,6 +35,7 @@ from lion_lightning.planning.sizes import weight_bytes
 from lion_lightning.strategies import FSDP2Strategy, WrapLayers
 from lion_lightning.tools.plan.report import PlanReport
 from lion_lightning.tools.plan.step_time import Machine, micro_batch_flops, step_time
+from lion_lightning.tools.train.config_file import read_config_file, with_files_read
 from lion_lightning.types import segment_table
 from tests import tiny
 
@@ -260,7 +261,7 @@ def test_without_gpus_those_that_are_visible_are_planned_or_else_one(
 
 def test_a_round_s_groups_have_as_many_answers_as_are_sampled(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shipped = Path(__file__).parents[3] / "configs" / "online_ranked.yaml"
-    given = yaml.safe_load(shipped.read_text())
+    given = with_files_read(read_config_file(shipped), shipped.parent)
     own = yaml.safe_load(config.read_text())["model"]["init_args"]
     given["model"]["init_args"] |= own
     config.write_text(yaml.safe_dump(given))

@@ -22,29 +22,14 @@ CONFIGS = Path(__file__).parents[4] / "configs"
 NEVER, ALWAYS = Rates(0, 0, 0, 0, 0), Rates(1, 0, 1, 1, 1)
 
 
-def judges(config: Any) -> list[Any]:
-    """All that stands under the key ``judge``, at any depth."""
-    if isinstance(config, list):
-        return [judge for one in config for judge in judges(one)]
-    if not isinstance(config, dict):
-        return []
-    return [config["judge"]] if "judge" in config else judges(list(config.values()))
-
-
 @pytest.fixture(scope="module")
 def judge() -> Judge:
-    """The judge of configs/online_dpo.yaml."""
-    [config] = judges(yaml.safe_load((CONFIGS / "online_dpo.yaml").read_text()))
+    """The judge of the demo."""
+    config = yaml.safe_load((CONFIGS / "judge" / "demo.yaml").read_text())
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--judge", type=Judge)
     built: Judge = parser.instantiate_classes(parser.parse_object({"judge": config})).judge
     return built
-
-
-def test_every_config_of_the_demo_has_the_same_judge() -> None:
-    files = [CONFIGS / f"{name}.yaml" for name in ("online_dpo", "online_ranked", "grpo", "pipeline", "evaluate")]
-    first, *others = [judge for file in files for judge in judges(yaml.safe_load(file.read_text()))]
-    assert others == [first] * 4
 
 
 @pytest.mark.parametrize(

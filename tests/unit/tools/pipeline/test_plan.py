@@ -57,6 +57,24 @@ def test_a_stage_has_its_own_evaluation_or_none(tmp_path: Path) -> None:
     assert online.evaluate is None
 
 
+def test_the_file_of_a_judge_is_found_beside_the_file_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    for name, folder in (("of_pipeline", tmp_path), ("of_config", tmp_path / "configs")):
+        (folder / "judge.yaml").write_text(f"class_path: {name}\n")
+    sampling = {"class_path": SAMPLING["class_path"], "init_args": {"judge": "judge.yaml"}}
+    trainer = {"trainer": {"callbacks": [sampling]}}
+    (tmp_path / "configs" / "online.yaml").write_text(yaml.safe_dump(trainer))
+    own = {"evaluate": {"judge": "judge.yaml"}}
+    *_, online = stages(tmp_path, online={**trainer, **own})
+    assert online.config["trainer"]["callbacks"][0]["init_args"]["judge"] == {"class_path": "of_pipeline"}
+    assert online.evaluate == {"judge": {"class_path": "of_pipeline"}}
+    content = yaml.safe_load((tmp_path / "pipeline.yaml").read_text())
+    content["stages"]["online"] = {"model": "lion_lightning.OnlineDPOModule", "config": "configs/online.yaml"}
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    *_, online = read_plan(tmp_path / "pipeline.yaml").chains[0]
+    assert online.config["trainer"]["callbacks"][0]["init_args"]["judge"] == {"class_path": "of_config"}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from lion_lightning.tools.train.config_file import check_config_files, read_config_file
+from lion_lightning.tools.train.config_file import check_config_files, read_config_file, with_files_read
 from lion_lightning.tools.train.lightning_cli import CONFIG_KEYS, LionCLI, build_cli
 
 WRONG = {
@@ -95,3 +95,23 @@ def test_the_known_keys_are_those_that_a_saved_config_has(capsys: pytest.Capture
     assert set(saved) <= set(CONFIG_KEYS)
     assert set(saved["trainer"]) == set(CONFIG_KEYS["trainer"] or ())
     assert issubclass(LionCLI, LightningCLI)
+
+
+def test_a_file_stands_for_its_values_and_is_found_beside_the_file_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "judges").mkdir()
+    (tmp_path / "judges" / "all.yaml").write_text("judges: [one.yaml, more/two.yaml]\n")
+    (tmp_path / "judges" / "one.yaml").write_text("class_path: One\n")
+    given = {
+        "judge": "judges/all.yaml",
+        "path": "rows.yaml",
+        "one": "one.yaml",
+    }  # none but the first is a file from here
+    read = {"judge": {"judges": [{"class_path": "One"}, "more/two.yaml"]}, "path": "rows.yaml", "one": "one.yaml"}
+    assert with_files_read(given, tmp_path) == read
+
+
+def test_files_that_name_each_other_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("x: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("x: [a.yaml]\n")
+    with pytest.raises(ValueError, match=r"a\.yaml: this file leads back to itself; write its values out"):
+        with_files_read({"judge": "a.yaml"}, tmp_path)
