@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 Config = dict[str, Any]
 
@@ -114,6 +118,20 @@ def with_available_model(config: Config, before: Config) -> Config:
     if tokenizer:
         arguments["tokenizer"] = tokenizer
     return {**config, "model": {**model, "init_args": arguments}}
+
+
+@contextmanager
+def as_file(config: Config, name: str = "") -> Iterator[Path]:
+    """Write a config to a temporary file for a command; errors begin with ``name`` in place of that file's path."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        try:
+            yield path
+        except Exception as error:
+            if str(path) not in str(error):
+                raise
+            raise ValueError(str(error).replace(f"{path}: ", name)) from error
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[str]:

@@ -16,9 +16,10 @@ from lion_lightning.planning.job import Job, job_of
 from lion_lightning.planning.memory import GIB
 from lion_lightning.planning.sharding_layout import placements, with_recompute_of
 from lion_lightning.references.cached import CachedReference
+from lion_lightning.tools.pipeline.stage_config import build_for_stage
 from lion_lightning.tools.plan.report import PlanReport
 from lion_lightning.tools.plan.step_time import Machine
-from lion_lightning.tools.train.lightning_cli import LionCLI, build_cli
+from lion_lightning.tools.train.lightning_cli import LionCLI
 
 
 class SettingsCLI(LionCLI):
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> None:
         if not getattr(options, name) > 0:
             raise ValueError(f"--{name} is {getattr(options, name)}; give a number above 0")
     # Options that are unknown here are those of `lion fit`.
-    cli = build_cli(rest, run=False, kind=SettingsCLI)
+    cli = build_for_stage(rest, options.stage, SettingsCLI)
     settings: Any = cli.trainer
     gpus = _gpus(settings, options.gpus)
     job = _job(cli, settings, options)
@@ -72,10 +73,13 @@ def _cached(module: Any) -> list[str]:
 def _parser() -> argparse.ArgumentParser:
     own = argparse.ArgumentParser(
         prog="lion plan",
-        usage="lion plan -c CONFIG [--gpus N] [--memory GIB] [any option of lion fit]",
+        usage="lion plan -c CONFIG [--stage NAME] [--gpus N] [--memory GIB] [any option of lion fit]",
         description="Estimate memory per GPU and time per step of a config under each strategy, without any GPU.",
-        epilog="Example: lion plan -c configs/sft.yaml --gpus 8 --memory 80",
+        epilog="Of a pipeline file one stage: lion plan -c configs/pipeline.yaml --stage dpo. "
+        "Example: lion plan -c configs/sft.yaml --gpus 8 --memory 80",
+        allow_abbrev=False,
     )
+    own.add_argument("--stage", metavar="NAME", help="stage of the pipeline, where CONFIG is a file of lion run")
     own.add_argument(
         "--gpus",
         type=int,

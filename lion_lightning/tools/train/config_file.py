@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
@@ -100,11 +100,7 @@ def check_config_files(arguments: Sequence[str], known: Mapping[str, Collection[
     Raises:
         ValueError: A file is invalid or has an unknown key.
     """
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
-        name, equals, value = argument.partition("=")
-        path = value if equals else following
-        if name not in ("-c", "--config") or path is None:
-            continue
+    for _, path in named_config_files(arguments):
         config = read_config_file(path)
         if "stages" in config:
             raise ValueError(f"{path}: this is a pipeline of several stages; run it with `lion run {path}`")
@@ -112,6 +108,18 @@ def check_config_files(arguments: Sequence[str], known: Mapping[str, Collection[
         for group, names in known.items():
             if names is not None and isinstance(config.get(group), dict):
                 _check_keys(path, f"{group}.", config[group], names)
+
+
+def named_config_files(arguments: Sequence[str]) -> Iterator[tuple[slice, str]]:
+    """The arguments ``-c FILE``, ``--config FILE`` or ``--config=FILE`` of a command line, and the file of each."""
+    for position, argument in enumerate(arguments):
+        name, equals, path = argument.partition("=")
+        if name not in ("-c", "--config"):
+            continue
+        if equals:
+            yield slice(position, position + 1), path
+        elif position + 1 < len(arguments):
+            yield slice(position, position + 2), arguments[position + 1]
 
 
 def _check_keys(path: str, prefix: str, config: Mapping[Any, Any], known: Collection[str]) -> None:

@@ -10,13 +10,11 @@ import json
 import logging
 import os
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
 from lightning.pytorch import Trainer
 
 from lion_lightning.cache import cache_folder
@@ -32,7 +30,7 @@ from lion_lightning.tools.pipeline.checks.disk import GIB, cached_reference_size
 from lion_lightning.tools.pipeline.checks.evaluation import check_evaluation
 from lion_lightning.tools.pipeline.checks.sources import check_data, check_rounds, planned_steps
 from lion_lightning.tools.pipeline.checks.stage_warnings import StageWarnings
-from lion_lightning.tools.pipeline.configs import Config, merged, with_available_model
+from lion_lightning.tools.pipeline.configs import Config, as_file, merged, with_available_model
 from lion_lightning.tools.pipeline.plan import Plan, StagePlan, plan_from_yaml
 from lion_lightning.tools.pipeline.stage import DONE, changes, require_same_work, require_start
 from lion_lightning.tools.train.lightning_cli import LionCLI, build_cli
@@ -185,14 +183,8 @@ def _different(chains: Sequence[Sequence[StagePlan]]) -> list[tuple[Sequence[Sta
 
 def _build(config: Config) -> LionCLI:
     """Build module, data module and trainer of a stage."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "stage.yaml"
-        path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        try:
-            return build_cli(["-c", str(path)], run=False)
-        except Exception as error:
-            text = explain(error).replace(f"{path}: ", "")
-            raise ValueError(text) from error
+    with as_file(config) as path:
+        return build_cli(["-c", str(path)], run=False)
 
 
 def _require_readable(spec: PolicySpec) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from lion_lightning.data.preference import PreferenceDataModule
 from lion_lightning.data.sft import SFTDataModule
@@ -21,6 +18,7 @@ from lion_lightning.tools.evaluate.main import parse
 from lion_lightning.tools.evaluate.run import Evaluation
 from lion_lightning.tools.evaluate.scores import categories
 from lion_lightning.tools.pipeline.checks.sources import check_data, check_prompts
+from lion_lightning.tools.pipeline.configs import as_file
 from lion_lightning.tools.pipeline.plan import StagePlan
 
 
@@ -62,14 +60,6 @@ def check_evaluation(stage: StagePlan, tokenizer: TokenizerSpec, policy: PolicyS
 
 
 def _parse(stage: StagePlan) -> Evaluation:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "evaluate.yaml"
-        path.write_text(yaml.safe_dump(stage.evaluate, sort_keys=False), encoding="utf-8")
-        model, out = str(stage.folder / "export"), str(stage.folder / "evaluation")
-        try:
-            return parse(["-c", str(path), "--model", model, "--out", out])
-        except Exception as error:
-            if str(path) not in str(error):
-                raise
-            # The file is temporary: its path would mislead.
-            raise ValueError(str(error).replace(f"{path}: ", "")) from error
+    model, out = str(stage.folder / "export"), str(stage.folder / "evaluation")
+    with as_file(stage.evaluate or {}) as path:
+        return parse(["-c", str(path), "--model", model, "--out", out])
