@@ -9,6 +9,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from lion_lightning.printing import harmless
+from lion_lightning.tools.evaluate.intervals import Interval
 from lion_lightning.tools.report.facts import stage_title
 from lion_lightning.tools.report.logs import ChainLogs
 from lion_lightning.tools.report.page.style import LIGHT
@@ -85,9 +86,10 @@ def _panel(panel: Panel, axes: Axes) -> None:
 def _by_stage(scores: Scores, axes: Axes) -> None:
     """Bars of the stages with their intervals, and each seed's own value."""
     for place, stage in enumerate(scores.stages):
-        mean, low, high = scores.of(stage)
+        value = scores.of(stage)
+        mean = value.estimate
         axes.bar(place, mean, color=COLORS[place % len(COLORS)], width=0.65)
-        axes.errorbar(place, mean, [[mean - low], [high - mean]], color=INK, capsize=4, linewidth=1.2)
+        axes.errorbar(place, mean, _whiskers([value]), color=INK, capsize=4, linewidth=1.2)
         if scores.seeds > 1:
             axes.plot([place + 0.22] * scores.seeds, scores.values(stage), "o", color=INK, markersize=3)
         # Left of the middle, where the interval is drawn.
@@ -106,9 +108,8 @@ def _by_kind(scores: Scores, axes: Axes) -> None:
         # The bars of a kind stand around its tick.
         places = [place + (number - (len(scores.stages) - 1) / 2) * width for place in range(len(found))]
         means = [one.estimate for one in found]
-        ends = [[one.estimate - one.low for one in found], [one.high - one.estimate for one in found]]
         axes.bar(places, means, width, color=COLORS[number % len(COLORS)], label=stage_title(stage))
-        axes.errorbar(places, means, ends, fmt="none", color=INK, linewidth=0.6)
+        axes.errorbar(places, means, _whiskers(found), fmt="none", color=INK, linewidth=0.6)
     names = [shortened(harmless(kind.name)) for kind in scores.kinds]
     axes.set_xticks(range(len(names)), names, fontsize=7, rotation=40, ha="right")
     if scores.measure == "accuracy":
@@ -117,3 +118,9 @@ def _by_kind(scores: Scores, axes: Axes) -> None:
         axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.set_title(f"held-out {scores.measure} by kind of prompt", fontsize=10)
     axes.legend(fontsize=7, frameon=False, ncols=len(scores.stages), loc="upper center")
+
+
+def _whiskers(values: Sequence[Interval]) -> list[list[float]]:
+    """Lengths of the intervals below and above their estimates; rounding must not make one negative."""
+    below = [max(0.0, one.estimate - one.low) for one in values]
+    return [below, [max(0.0, one.high - one.estimate) for one in values]]
