@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from lion_lightning.tools.report.facts import is_reward_model, progress_of, stage_title
 from lion_lightning.tools.report.logs import ChainLogs, Launch, all_stages, stage_names
-from lion_lightning.tools.report.rules import RULES, Advice
+from lion_lightning.tools.report.rules import RULES, Advice, diverged
 from lion_lightning.tools.report.scores import Scores, verdict
 
 PROMPTS = """\
@@ -31,6 +31,7 @@ def advice_of(chains: Sequence[ChainLogs], scores: Scores | None, launch: Launch
     """
     command = launch.command or "lion run FILE"
     found: list[Advice | None] = [*_unfinished(chains, launch, command)]
+    found += [diverged(all_stages(chains, name)) for name in stage_names(chains)]
     found.append(_no_scores(chains) if scores is None else _not_decided(scores, command))
     for name in stage_names(chains):
         found += [rule(all_stages(chains, name)) for rule in RULES]
@@ -57,8 +58,8 @@ def _unfinished(chains: Sequence[ChainLogs], launch: Launch, command: str) -> li
                 continue
             of = f" of {progress.planned:,}" if progress.planned else ""
             where = f"stopped at step {progress.steps:,}{of}" if progress.steps else "stopped before its first step"
-            kept = f"goes on from {progress.checkpoint}" if progress.checkpoint else "starts over"
-            last = f" Its log ends with: {progress.last_line}" if progress.last_line else ""
+            kept = f"goes on from {stage.checkpoint}" if stage.checkpoint else "starts over"
+            last = f" Its log ends with: {stage.last_line}" if stage.last_line else ""
             reasons.append(f"{stage.folder} {where}; it {kept}.{last}")
         begun = [stage.name for stage in chain.stages]
         if len(reasons) == 0 and (missing := [name for name in launch.stages if name not in begun]):
@@ -72,7 +73,7 @@ def _no_scores(chains: Sequence[ChainLogs]) -> Advice | None:
     last = chains[0].stages[-1]
     if is_reward_model(last) and "rewards" in last.evaluation:
         return None
-    folders = [shlex.quote(str(stage.folder)) for stage in all_stages(chains) if progress_of(stage).export]
+    folders = [shlex.quote(str(stage.folder)) for stage in all_stages(chains) if stage.export]
     evaluate = "lion evaluate -c evaluate.yaml --model {0}/export --out {0}/evaluation"
     command = evaluate.format(folders[0] if folders else shlex.quote(str(last.folder)))
     if len(folders) > 1:
@@ -116,10 +117,7 @@ def _with_seeds(command: str, count: int) -> str:
 
 def _use_it(chains: Sequence[ChainLogs], scores: Scores | None) -> Advice | None:
     """The export of the last stage, or of the best one where the last is decidedly worse."""
-    exports = {}
-    for stage in chains[0].stages:
-        if export := progress_of(stage).export:
-            exports[stage.name] = export
+    exports = {stage.name: stage.export for stage in chains[0].stages if stage.export}
     if not exports:
         return None
     last = chains[0].stages[-1]

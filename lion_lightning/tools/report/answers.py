@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+from lion_lightning.tools.report.files.shapes import ANSWER, FIX, fitted
+
 LONGEST = 1_000
 """Characters of a question or an answer that are shown."""
 
@@ -38,13 +40,12 @@ Key = tuple[str, int]
 """A question, and how many prompts with the same question came before it."""
 
 
-def read_answers(path: Path, by: str | None, fix: str) -> list[Scored]:
+def read_answers(path: Path, by: str | None) -> list[Scored]:
     """Read ``scored.jsonl`` of an evaluation; empty if there is none.
 
     Args:
         path: The file.
         by: Column of the rows with the category; None for no categories.
-        fix: What to do about a damaged file, for the message.
 
     Raises:
         ValueError: The file is damaged.
@@ -52,15 +53,16 @@ def read_answers(path: Path, by: str | None, fix: str) -> list[Scored]:
     if not path.exists():
         return []
     found = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for row in map(json.loads, file):
-                kind = "" if by is None else str(row.get("row", {}).get(by, ""))
-                parts = {str(name): float(value) for name, value in row.get("parts", {}).items()}
-                texts = str(row["question"])[:LONGEST], str(row["answer"])[:LONGEST]
-                found.append(Scored(*texts, float(row["score"]), kind, parts))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged, or not answers with scores; {fix}") from error
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}:{number}: damaged, or not an answer with its score; {FIX}") from error
+        row = fitted(content, ANSWER, f"{path}:{number}")
+        kind = "" if by is None else str(row.get("row", {}).get(by, ""))
+        found.append(
+            Scored(row["question"][:LONGEST], row["answer"][:LONGEST], row["score"], kind, row.get("parts", {}))
+        )
     return found
 
 

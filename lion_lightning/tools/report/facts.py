@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
 
-from lion_lightning.models.checkpoints.export_files import is_export
-from lion_lightning.printing import printable
 from lion_lightning.tools.report.logs import ChainLogs, Stage
 
 MIB, GIB = 2**20, 2**30
-
-TAIL = 4_096
-"""Bytes of the end of a log that are read."""
 
 LONGEST = 200
 """Characters of a setting that are shown."""
@@ -39,17 +33,11 @@ class Progress(NamedTuple):
         done: True if it was trained to its end, as far as its files tell.
         steps: Optimizer steps that were logged, at least.
         planned: Optimizer steps of the full stage; None if that is not known.
-        export: The exported model; None without a complete one.
-        checkpoint: The newest checkpoint; None without any.
-        last_line: Last line of its log; empty without one.
     """
 
     done: bool
     steps: int
     planned: int | None
-    export: Path | None
-    checkpoint: Path | None
-    last_line: str
 
 
 class Cost(NamedTuple):
@@ -81,27 +69,16 @@ def stage_title(name: str) -> str:
 
 def is_reward_model(stage: Stage) -> bool:
     """True for a stage whose model scores answers and writes none."""
-    module = stage.provenance.get("model", {}).get("module") or (stage.config.get("model") or {}).get("class_path", "")
+    module = stage.provenance.get("model", {}).get("module") or _dict(stage.config.get("model")).get("class_path")
     return "Reward" in str(module)
 
 
 def progress_of(stage: Stage) -> Progress:
     """How far a stage came, by its files."""
-    folder = stage.folder
-    export = folder / "export" if is_export(folder / "export") else None
-    steps = logged_steps(stage)
+    steps = stage.metrics.steps
     planned = stage.startup.get("run", {}).get("steps")
     planned = planned if isinstance(planned, int) else None
-    done = bool(stage.done) or export is not None or _is_last(stage, steps, planned)
-    checkpoints = sorted(folder.glob("**/checkpoints/[!.]*.ckpt"), key=lambda path: path.lstat().st_mtime)
-    return Progress(
-        done, steps, planned, export, checkpoints[-1] if checkpoints else None, _last_line(folder / "log.txt")
-    )
-
-
-def logged_steps(stage: Stage) -> int:
-    """Optimizer steps of a stage, up to the last that was logged."""
-    return max((max(curve) for curve in stage.curves.values()), default=-1) + 1
+    return Progress(stage.done or stage.export is not None or _is_last(stage, steps, planned), steps, planned)
 
 
 def _is_last(stage: Stage, steps: int, planned: int | None) -> bool:
@@ -118,29 +95,18 @@ def _is_last(stage: Stage, steps: int, planned: int | None) -> bool:
 
 def _log_interval(stage: Stage) -> int:
     """Steps between two that were logged."""
-    logged = max(stage.curves.values(), key=len)
+    logged = max(stage.curves.values(), key=len, default={})
     return min((later - before for before, later in pairwise(logged)), default=1)
-
-
-def _last_line(log: Path) -> str:
-    """The last line of a log, which is where an error is; empty if there is none."""
-    if not log.is_file():
-        return ""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - TAIL))
-        lines = re.split(r"[\r\n]+", file.read().decode("utf-8", "replace").strip())
-    last = printable(re.sub(r"\|[ \u2588-\u258f]*\|", "|", lines[-1].removeprefix("lion: error: ")))  # no bar of tqdm
-    return last if len(last) <= 2 * LONGEST else f"{last[: 2 * LONGEST]}…"
 
 
 def cost_of(stage: Stage) -> Cost:
     """Time, steps, data and memory of a stage, from its files."""
-    steps = logged_steps(stage)
+    steps = stage.metrics.steps
     run, data = stage.startup.get("run", {}), stage.startup.get("data", {})
     rows = tokens = None
     if "step_tokens" in run and "row_tokens" in data:
         full = stage.values("perf/packing_efficiency")
-        share = fmean(full) if full else float(str(data.get("full", "100%")).rstrip("%")) / 100
+        share = fmean(full) if full else float(data.get("full", "100%").rstrip("%")) / 100
         rows = steps * run["step_tokens"] // data["row_tokens"]
         tokens = round(steps * run["step_tokens"] * share)
     speed, peaks = stage.values("perf/tokens_per_second"), stage.values("perf/peak_memory")
@@ -155,7 +121,7 @@ def _seconds(stage: Stage) -> float | None:
         return stage.seconds
     logs = [path.stat().st_mtime for path in stage.folder.glob("lightning_logs/*/metrics.csv")]
     try:
-        began = datetime.fromisoformat(str(stage.provenance["started"])).timestamp()
+        began = datetime.fromisoformat(stage.provenance["started"]).timestamp()
     except ValueError:  # not what Provenance writes
         return None
     return max(0.0, max(logs) - began) if logs else None
@@ -164,26 +130,52 @@ def _seconds(stage: Stage) -> float | None:
 def settings_of(stage: Stage) -> dict[str, str]:
     """The settings that matter most, as its config gives them; what it leaves to defaults is not named."""
     model = _arguments(stage.config.get("model"))
-    data, trainer = _arguments(stage.config.get("data")), stage.config.get("trainer") or {}
+    data, trainer = _arguments(stage.config.get("data")), _dict(stage.config.get("trainer"))
     run, startup = stage.startup.get("run", {}), stage.startup
     policy = model.get("policy")
-    policy = {"path": policy} if isinstance(policy, str) else policy or {}
-    start = policy.get("path") or (f"{policy['config']} (random weights)" if policy.get("config") else "")
+    policy = {"path": policy} if isinstance(policy, str) else _dict(policy)
+    devices = f"{run.get('devices', 1)} device(s)"
+    start, config = described(policy.get("path")), described(policy.get("config"))
     found = {
-        "starts from": start,
-        "loss": described(model.get("loss")) or str(startup.get("objective", {}).get("loss", "")),
+        "starts from": start or (f"{config} (random weights)" if config else ""),
+        "loss": described(model.get("loss")) or startup.get("objective", {}).get("loss", ""),
         "reference": described(model.get("reference")),
         "optimizer": described(model.get("optimizer")),
         "schedule": described(model.get("lr_scheduler")),
         "LoRA": described(policy.get("lora")),
-        "epochs": str(run.get("epochs", trainer.get("max_epochs", ""))),
-        "a step": f"up to {run['step_tokens']:,} tokens on {run['devices']} device(s)" if "step_tokens" in run else "",
-        "longest": f"{data['max_length']:,} tokens" if data.get("max_length") else "",
+        "epochs": _epochs(stage, run.get("epochs", trainer.get("max_epochs"))),
+        "a step": f"up to {run['step_tokens']:,} tokens on {devices}" if "step_tokens" in run else "",
+        "longest": f"{data['max_length']:,} tokens" if isinstance(data.get("max_length"), int) else "",
         "precision": str(stage.provenance.get("precision") or trainer.get("precision") or ""),
         "seed": str(stage.provenance.get("seed", stage.config.get("seed_everything", ""))),
     }
     found |= _sampling_settings(trainer)
     return {name: value for name, value in found.items() if value and value != "None"}
+
+
+def _epochs(stage: Stage, planned: Any) -> str:
+    """Epochs that were trained, of those that were planned; the plan alone where the log does not tell."""
+    limit = planned if isinstance(planned, int) and planned >= 0 else math.inf
+    of = "" if math.isinf(limit) else f" of {planned}"
+    progress, per_epoch, begun = progress_of(stage), _steps_per_epoch(stage), stage.metrics.epochs
+    if progress.steps and per_epoch:
+        # with the steps at the end that the logger left out
+        ended = _is_last(stage, progress.steps, progress.planned)
+        steps = max(progress.steps, progress.planned or 0) if ended else progress.steps
+        trained = steps / per_epoch
+        # rows are packed anew in each epoch, perhaps into one more or one less
+        return str(planned) if trained > 0.99 * limit else f"{trained:.2g}{of}"
+    if begun and begun != limit:
+        return f"{begun} begun{of if begun < limit else ''}"
+    return "" if planned is None else str(planned)
+
+
+def _steps_per_epoch(stage: Stage) -> float | None:
+    """Optimizer steps of an epoch; None where that is not known, or where rounds differ in their rows."""
+    run, data = stage.startup.get("run", {}), stage.startup.get("data", {})
+    if stage.rounds or "step_tokens" not in run or not data.get("rows") or "row_tokens" not in data:
+        return None
+    return float(-(-data["rows"] * data["row_tokens"] // run["step_tokens"]))  # rounded up
 
 
 def _sampling_settings(trainer: Mapping[str, Any]) -> dict[str, str]:
@@ -202,8 +194,8 @@ def _sampling_settings(trainer: Mapping[str, Any]) -> dict[str, str]:
 def data_of(stage: Stage) -> str:
     """The training data in a few words; empty if it is not known."""
     data = stage.startup.get("data", {})
-    if "streamed" in data or "window" in data:
-        return f"{data.get('sources')} streamed source(s)"
+    if "window" in data:
+        return f"{data.get('sources', 'a')} streamed source(s)"
     if stage.rounds:
         kept = [made.get("report", {}).get("kept", {}) for made in stage.rounds]
         rounds = f"{len(kept)} round{'s' * (len(kept) != 1)} of own answers"
@@ -218,7 +210,8 @@ def data_of(stage: Stage) -> str:
 
 def started(chains: Sequence[ChainLogs]) -> str:
     """When the first stage began, to the minute; empty if it is not known."""
-    times = [str(stage.provenance["started"]) for chain in chains for stage in chain.stages if stage.provenance]
+    stages = [stage for chain in chains for stage in chain.stages]
+    times = [stage.provenance["started"] for stage in stages if "started" in stage.provenance]
     return min(times)[:16].replace("T", " ") + " UTC" if times else ""
 
 
@@ -248,5 +241,9 @@ def _described(part: Any) -> str:
 
 
 def _arguments(part: Any) -> dict[str, Any]:
-    found = part.get("init_args") if isinstance(part, Mapping) else None
-    return dict(found) if isinstance(found, Mapping) else {}
+    return _dict(_dict(part).get("init_args"))
+
+
+def _dict(part: Any) -> dict[str, Any]:
+    """A section of a config; empty for anything else, which is for `lion fit` to refuse."""
+    return part if isinstance(part, dict) else {}

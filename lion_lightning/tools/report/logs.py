@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lion_lightning.cache import read_json, read_object
+from lion_lightning.models.checkpoints.export_files import is_export
 from lion_lightning.tools.report.answers import Scored, read_answers
+from lion_lightning.tools.report.files import shapes
+from lion_lightning.tools.report.files.metrics import Curve, Metrics, metric_files, read_last_line, read_metrics
+from lion_lightning.tools.report.files.shapes import FIX, fitted, read_shaped
 from lion_lightning.tools.train.config_file import read_config_file
 
 if TYPE_CHECKING:
     from lion_lightning.callbacks.monitors.health import Finding
-
-Curve = dict[int, float]
-"""Values by optimizer step."""
-
-_FIX = "remove it, the report goes without"
 
 
 class Stage(NamedTuple):
@@ -28,7 +24,7 @@ class Stage(NamedTuple):
     Attributes:
         name: Its folder's name, e.g. ``dpo``.
         folder: The stage's folder.
-        curves: Logged metrics, by log key.
+        metrics: Logged metrics.
         before: Validation metrics before the first step, by log key, as ``BeforeAfter`` keeps them; empty without it.
         rounds: Summary of each round of on-policy sampling.
         evaluation: Results of ``lion evaluate``; empty if there are none.
@@ -38,12 +34,16 @@ class Stage(NamedTuple):
         startup: Summary before the first step, as ``startup.json`` has it; empty if there is none.
         provenance: The last start's entry of ``provenance.json``; empty if there is none.
         findings: Findings of `HealthMonitor`; None where it did not watch.
-        done: The entries of ``done.json``; empty for a stage that is not done, or not one of ``lion run``.
+        done: True for a stage that `lion run` has marked as done.
+        seconds: Wall time of such a stage, its evaluation included; None if it is not known.
+        export: The exported model; None without a complete one.
+        checkpoint: The newest checkpoint; None without any.
+        last_line: Last line of its log; empty without one.
     """
 
     name: str
     folder: Path
-    curves: dict[str, Curve]
+    metrics: Metrics
     before: dict[str, float]
     rounds: list[dict[str, Any]]
     evaluation: dict[str, Any]
@@ -53,12 +53,16 @@ class Stage(NamedTuple):
     startup: dict[str, Any]
     provenance: dict[str, Any]
     findings: list[Finding] | None
-    done: dict[str, Any]
+    done: bool
+    seconds: float | None
+    export: Path | None
+    checkpoint: Path | None
+    last_line: str
 
     @property
-    def seconds(self) -> float | None:
-        """Wall time of the stage, its evaluation included; None if it is not known."""
-        return self.done.get("seconds")
+    def curves(self) -> dict[str, Curve]:
+        """Logged metrics, by log key."""
+        return self.metrics.curves
 
     def values(self, key: str) -> list[float]:
         """Logged values of a metric, in order; empty if it was not logged."""
@@ -67,7 +71,7 @@ class Stage(NamedTuple):
     def of_rounds(self, name: str) -> list[float]:
         """Values of a metric of the rounds, without ``on_policy/``; empty if it was not logged."""
         found = [made.get("metrics", {}).get(f"on_policy/{name}") for made in self.rounds]
-        return [float(value) for value in found if value is not None]
+        return [value for value in found if value is not None]
 
 
 class ChainLogs(NamedTuple):
@@ -97,9 +101,9 @@ class Launch(NamedTuple):
 def read_launch(folder: Path, chains: Sequence[ChainLogs]) -> Launch:
     """Read how a run was started, from ``run.json`` of `lion run`, or from what `lion fit` noted in the stage."""
     if (folder / "run.json").exists():
-        known = _object(folder / "run.json")
-        return Launch(shlex.join(map(str, known.get("command", []))), [str(name) for name in known.get("stages", [])])
-    command = [str(word) for word in chains[0].stages[-1].provenance.get("command", [])]
+        known = read_shaped(folder / "run.json", shapes.RUN)
+        return Launch(shlex.join(known.get("command", [])), known.get("stages", []))
+    command = chains[0].stages[-1].provenance.get("command", [])
     if command[1:2] != ["fit"]:
         return Launch()
     resumes = [] if any(word.startswith("--ckpt_path") for word in command) else ["--ckpt_path", "last"]
@@ -158,87 +162,61 @@ def _stages(folder: Path) -> list[Stage]:
 def _traces(folder: Path) -> list[Path]:
     """Files that only a stage has: logs, or what is there before a stage logs anything."""
     early = [folder / name for name in ("stage.yaml", "startup.json", "provenance.json", "done.json")]
-    return [*_logs(folder), *filter(Path.is_file, early)]
+    return [*metric_files(folder), *filter(Path.is_file, early)]
 
 
 def read_stage(folder: Path) -> Stage:
-    """Read the logs under a trainer's ``default_root_dir``."""
+    """Read the logs under a trainer's ``default_root_dir``.
+
+    Raises:
+        ValueError: A file is damaged; the message names it, and what to do.
+    """
     # Lightning logs nothing of the sanity check: the first value in the logs is one after training.
-    before, asked = _before_after(folder / "before_after.json")
-    starts_file = folder / "provenance.json"
-    starts = read_json(starts_file, "what a run wrote", _FIX) if starts_file.exists() else [{}]
-    if not isinstance(starts, list) or not starts or not isinstance(starts[-1], dict):
-        raise ValueError(f"{starts_file}: not a list of starts; {_FIX}")
-    evaluation, startup = folder / "evaluation", _object(folder / "startup.json")
-    config, by = _config(folder), _yaml(folder / "evaluate.yaml").get("by")
+    before_after = read_shaped(folder / "before_after.json", shapes.BEFORE_AFTER)
+    answers = before_after.get("answers", [])
+    evaluation, export, done = folder / "evaluation", folder / "export", folder / "done.json"
+    plan = fitted(_yaml(folder / "evaluate.yaml"), shapes.EVALUATE, folder / "evaluate.yaml")
+    # without the mark the stage would be trained again
+    finished = read_shaped(done, shapes.DONE, "correct it: without it `lion run` trains this stage again")
     return Stage(
         name=folder.name,
         folder=folder,
-        curves=_curves(folder),
-        before=before,
-        rounds=[_object(path) for path in sorted(folder.glob("rounds/round-*.json"))],
-        evaluation=_object(evaluation / "results.json"),
-        answers=read_answers(evaluation / "scored.jsonl", by, _FIX),
-        asked=asked,
-        config=config,
-        startup={name: part for name, part in startup.items() if isinstance(part, dict)},
-        provenance=starts[-1],
+        metrics=read_metrics(folder),
+        before=before_after.get("before", {}).get("metrics", {}),
+        rounds=[read_shaped(path, shapes.ROUND) for path in sorted(folder.glob("rounds/round-*.json"))],
+        evaluation=read_shaped(evaluation / "results.json", shapes.RESULTS),
+        answers=read_answers(evaluation / "scored.jsonl", plan.get("by")),
+        asked=[(row["prompt"], row.get("before", ""), row["after"]) for row in answers],
+        config=_config(folder),
+        startup=read_shaped(folder / "startup.json", shapes.STARTUP),
+        provenance=read_shaped(folder / "provenance.json", shapes.PROVENANCE),
         findings=_findings(folder / "health.jsonl"),
-        done=_object(folder / "done.json"),
+        done=done.exists(),
+        seconds=finished.get("seconds"),
+        export=export if is_export(export) else None,
+        checkpoint=_newest_checkpoint(folder),
+        last_line=read_last_line(folder / "log.txt"),
     )
-
-
-def _before_after(path: Path) -> tuple[dict[str, float], list[tuple[str, str, str]]]:
-    """Metrics before the first step and answers, as `BeforeAfter` keeps them."""
-    found = _object(path)
-    try:
-        metrics = {str(key): float(value) for key, value in found.get("before", {}).get("metrics", {}).items()}
-        answers = [
-            (str(row["prompt"]), str(row["before"] or ""), str(row["after"])) for row in found.get("answers", [])
-        ]
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: damaged, or not what BeforeAfter writes; {_FIX}") from error
-    return metrics, answers
 
 
 def _config(folder: Path) -> dict[str, Any]:
     """The config of ``lion run``'s stage, or the one that ``lion fit`` kept next to its newest log."""
-    for path in (folder / "stage.yaml", *(log.with_name("config.yaml") for log in reversed(_logs(folder)))):
+    for path in (folder / "stage.yaml", *(log.with_name("config.yaml") for log in reversed(metric_files(folder)))):
         if path.is_file():
             return _yaml(path)
     return {}
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    return read_config_file(path) if path.is_file() else {}
+    try:
+        return read_config_file(path) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{error}; {FIX}") from error
 
 
-def _logs(folder: Path) -> list[Path]:
-    """Tables of metrics, by the number of Lightning's version folder."""
-    versions = {}
-    for path in (*folder.glob("metrics.csv"), *folder.glob("lightning_logs/*/metrics.csv")):
-        number = path.parent.name.rpartition("_")[2]
-        versions[path] = (int(number) if number.isdigit() else -1, path.stat().st_mtime)
-    return sorted(versions, key=lambda path: versions[path])
-
-
-def _curves(folder: Path) -> dict[str, Curve]:
-    """Metrics of all versions: where a resumed run logged a step again, the later value holds."""
-    curves: dict[str, Curve] = {}
-    for path in _logs(folder):
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                # A kill may leave half a row, which is logged again later.
-                complete = [line for line in file if line.endswith("\n")]
-            for row in csv.DictReader(complete):
-                step = int(float(row.pop("step", None) or 0))
-                for key, value in row.items():
-                    # NaN: a step without any answer of the kind that the metric is of
-                    if value and key != "epoch" and not math.isnan(number := float(value)):
-                        curves.setdefault(key, {})[step] = number
-        except (ValueError, TypeError, OverflowError, csv.Error) as error:
-            raise ValueError(f"{path}: damaged, or not metrics ({error}); {_FIX}") from error
-    return {key: dict(sorted(curve.items())) for key, curve in curves.items()}
+def _newest_checkpoint(folder: Path) -> Path | None:
+    checkpoints = folder.glob("**/checkpoints/[!.]*.ckpt")
+    return max(checkpoints, key=lambda path: path.lstat().st_mtime, default=None)
 
 
 def _findings(path: Path) -> list[Finding] | None:
@@ -249,7 +227,3 @@ def _findings(path: Path) -> list[Finding] | None:
     from lion_lightning.callbacks.monitors.health import read_findings  # takes seconds, and is seldom needed
 
     return read_findings(path)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    return read_object(path, "what a run wrote", _FIX) if path.exists() else {}

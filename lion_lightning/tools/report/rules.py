@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from lion_lightning.tools.report.facts import logged_steps, progress_of, stage_title
+from lion_lightning.tools.report.facts import progress_of, stage_title
 from lion_lightning.tools.report.logs import Stage
 
 FEW_STEPS, FEW_SIGNALS, MANY_CUT, RISE = 10, 0.3, 0.05, 0.02
@@ -40,6 +40,15 @@ def _short(stages: Sequence[Stage]) -> Advice | None:
     return Advice(what, why)
 
 
+def diverged(stages: Sequence[Stage]) -> Advice | None:
+    """Advice where the training loss of a stage is NaN to the end: it comes before all that its metrics say."""
+    since = [stage.metrics.nan_since["train/loss"] for stage in stages if "train/loss" in stage.metrics.nan_since]
+    if not since:
+        return None
+    why = f"The loss of {_title(stages)} is NaN from step {min(since):,} on: nothing was learned from there."
+    return Advice("Use a lower learning rate or a longer warmup, and set trainer.gradient_clip_val: 1.0.", why)
+
+
 def _held_out_loss(stages: Sequence[Stage]) -> Advice | None:
     """Too long where the held-out loss has risen from its lowest value, too short where it still falls."""
     before = {0: stages[0].before["val/loss"]} if "val/loss" in stages[0].before else {}
@@ -61,7 +70,7 @@ def _held_out_loss(stages: Sequence[Stage]) -> Advice | None:
 
 def _pairs_not_learned(stages: Sequence[Stage]) -> Advice | None:
     ranked, margin = _final(stages, "rewards/accuracy"), _final(stages, "rewards/margin")
-    few = logged_steps(stages[0]) < FEW_STEPS
+    few = stages[0].metrics.steps < FEW_STEPS
     if few or stages[0].rounds or ranked is None or margin is None or ranked >= 0.55:
         return None
     why = f"{_title(stages)} ended with a reward accuracy of {ranked:.2f} (0.5 is chance) and a margin of {margin:.2g}."

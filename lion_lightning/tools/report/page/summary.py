@@ -97,12 +97,14 @@ def _logged(stage: Stage) -> str:
         "held-out loss": held_out,
         "training loss": stage.values("train/loss"),
     }
-    for title, values in shown.items():
-        if values:
-            return (
-                f"{title} from {values[0]:.3g} to {values[-1]:.3g}" if len(values) > 1 else f"{title} {values[0]:.3g}"
-            )
-    return ""
+    said = []
+    if known := [(title, values) for title, values in shown.items() if values]:
+        title, values = known[0]
+        change = f"from {values[0]:.3g} to {values[-1]:.3g}" if len(values) > 1 else f"{values[0]:.3g}"
+        said.append(f"{title} {change}")
+    if (step := stage.metrics.nan_since.get("train/loss")) is not None:
+        said.append(f"training loss NaN from step {step:,} on")
+    return ", ".join(said)
 
 
 def worse(scores: Scores | None) -> Html:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from lion_lightning.tools.report.facts import stage_title
-from lion_lightning.tools.report.logs import ChainLogs, Curve, Stage, all_stages, stage_names
+from lion_lightning.tools.report.files.metrics import Curve
+from lion_lightning.tools.report.logs import ChainLogs, Stage, all_stages, stage_names
 
 Point = tuple[float, float]
 

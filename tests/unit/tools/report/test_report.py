@@ -227,7 +227,9 @@ def test_a_step_without_any_answer_of_a_kind_is_no_point_of_its_curve(tmp_path: 
 
 def test_a_step_that_is_no_number_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,train/loss\ninf,0.5\n")
-    with pytest.raises(ValueError, match=r"metrics\.csv: damaged, or not metrics .*; remove it, the report goes"):
+    with pytest.raises(
+        ValueError, match=r"metrics\.csv: damaged, or not metrics .*; correct it, or remove it: the report goes without"
+    ):
         read_stage(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -115,7 +116,7 @@ def test_a_bar_at_the_end_of_a_log_is_told_without_the_bar(tmp_path: Path) -> No
     (tmp_path / "log.txt").write_text(
         "sample:  10%|\u2588         | 1/10\rsample:  51%|\u2588\u2588\u258f   | 5/10 [00:40<00:38]"
     )
-    assert progress_of(read_stage(tmp_path)).last_line == "sample:  51%| 5/10 [00:40<00:38]"
+    assert read_stage(tmp_path).last_line == "sample:  51%| 5/10 [00:40<00:38]"
 
 
 def test_a_run_whose_stages_have_not_all_begun_is_not_finished(tmp_path: Path) -> None:
@@ -294,3 +295,41 @@ def test_a_single_callback_need_not_be_a_list(tmp_path: Path) -> None:
     callback = {"class_path": "lion_lightning.callbacks.OnPolicySampling", "init_args": {"num_samples": 4}}
     (tmp_path / "stage.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callback}}))
     assert settings_of(read_stage(tmp_path)) == {"answers per prompt": "4"}
+
+
+EPOCHS: list[tuple[int, int, int | str, list[tuple[int, int]], str]] = [
+    # rows of 200 tokens, planned steps and epochs, logged (step, epoch): two rows a step
+    (50, 75, 3, [(9, 0), (74, 2)], "3"),  # 25 steps an epoch
+    (50, 40, 3, [(9, 0), (39, 1)], "1.6 of 3"),  # max_steps 40
+    (50, 75, 3, [(9, 0), (19, 0)], "0.8 of 3"),  # stopped
+    (50, 40, "unlimited", [(9, 0), (39, 1)], "1.6"),
+    (49, 29, 3, [(9, 0), (19, 0)], "1.2 of 3"),  # the last nine were not logged: 29 of 25 an epoch
+    (0, 75, 3, [(9, 0), (19, 1)], "2 begun of 3"),  # rows are not known
+    (0, 75, 3, [(9, 0), (74, 2)], "3"),
+]
+
+
+@pytest.mark.parametrize(("rows", "steps", "planned", "logged", "epochs"), EPOCHS)
+def test_epochs_are_those_that_were_trained(
+    rows: int, steps: int, planned: int | str, logged: list[tuple[int, int]], epochs: str, tmp_path: Path
+) -> None:
+    log(tmp_path, [{"step": step, "epoch": epoch, "train/loss": 1.0} for step, epoch in logged])
+    run = {"epochs": planned, "steps": steps, "devices": 1, "step_tokens": 400}
+    write(tmp_path / "startup.json", {"data": {"rows": rows, "row_tokens": 200}, "run": run})
+    assert settings_of(read_stage(tmp_path))["epochs"] == epochs
+
+
+def test_a_run_whose_losses_are_nan_made_its_steps(tmp_path: Path) -> None:
+    curve(tmp_path / "dpo", train__loss=[math.nan, math.nan])
+    write(tmp_path / "dpo" / "startup.json", STARTUP | {"run": {"steps": 90}})
+    (tmp_path / "dpo" / "stage.yaml").write_text("{}")
+    unfinished, diverged, *_ = advice_of(chain(tmp_path, "dpo"), None, RUN)
+    assert unfinished.why == f"{tmp_path}/dpo stopped at step 20 of 90; it starts over."
+    assert diverged.why == "The loss of DPO is NaN from step 9 on: nothing was learned from there."
+
+
+def test_a_loss_that_becomes_nan_and_stays_so_is_told_by_its_step(tmp_path: Path) -> None:
+    curve(tmp_path, train__loss=[2.0, math.nan, 1.0, math.nan, math.nan])
+    metrics = read_stage(tmp_path).metrics
+    assert metrics.curves == {"train/loss": {9: 2.0, 29: 1.0}}
+    assert (metrics.steps, metrics.nan_since) == (50, {"train/loss": 39})
