@@ -69,7 +69,7 @@ def read_findings(path: Path) -> list[Finding]:
         for number, line in enumerate(file, 1):
             try:
                 found.append(_finding(json.loads(line)))
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
                 raise ValueError(f"{path}:{number}: not a finding of HealthMonitor; remove the file") from error
     return found
 

@@ -105,7 +105,7 @@ def cost_of(stage: Stage) -> Cost:
     run, data = stage.startup.get("run", {}), stage.startup.get("data", {})
     rows = tokens = None
     if "step_tokens" in run and "row_tokens" in data:
-        full = stage.values("perf/packing_efficiency")
+        full = [share for share in stage.values("perf/packing_efficiency") if math.isfinite(share)]
         share = fmean(full) if full else float(data.get("full", "100%").rstrip("%")) / 100
         rows = steps * run["step_tokens"] // data["row_tokens"]
         tokens = round(steps * run["step_tokens"] * share)

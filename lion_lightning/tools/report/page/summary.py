@@ -20,7 +20,8 @@ def header(folder: str, chains: Sequence[ChainLogs]) -> Html:
     """Title, and what was trained in a sentence."""
     first = chains[0].stages[0]
     policy = first.startup.get("policy", {})
-    size = f"{policy['class']} with {policy['parameters']:,} parameters" if "parameters" in policy else "A model"
+    model, size = policy.get("class", "A model"), policy.get("parameters")
+    what = model if size is None else f"{model} with {size:,} parameters"
     trained = []
     for stage in chains[0].stages:
         on = data_of(stage)
@@ -31,7 +32,7 @@ def header(folder: str, chains: Sequence[ChainLogs]) -> Html:
     return tag(
         "header",
         tag("h1", title),
-        tag("p", f"{size}: {', then '.join(trained)}.{seeds}"),
+        tag("p", f"{what}: {', then '.join(trained)}.{seeds}"),
         tag("p", tag("code", folder), f" · {when}" if when else "", class_="note"),
     )
 

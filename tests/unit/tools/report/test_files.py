@@ -75,6 +75,7 @@ SHAPES: list[tuple[str, tuple[str | int, ...], Any, str]] = [
     ),
     ("sft/startup.json", ("data", "row_tokens"), 0, "data.row_tokens is 0, not a whole number of at least 1"),
     ("sft/startup.json", ("data", "full"), "x", "data.full is a text, not a share such as '94.9%'"),
+    ("sft/startup.json", ("policy", "class"), None, ""),
     ("sft/startup.json", ("rows",), [1], "rows is a list, not an object"),
     ("sft/startup.json", ("run", "steps"), 1.5, "run.steps is 1.5, not a whole number or 'unlimited'"),
     ("sft/startup.json", ("memory", "total"), 10**400, f"memory.total is {10**39}, not a number (at most 1e+100)"),
@@ -119,6 +120,7 @@ def test_a_value_of_another_shape_is_one_line_and_an_unknown_one_no_fault(
         ("evaluate.yaml", "", f": the file is empty; a config is a mapping of keys to values; {FIX}"),
         ("done.json", '{"seconds": 1', ": damaged, or not what a run wrote (Expecting ',' delimiter: line 1 column 14"),
         ("health.jsonl", "[1]\n", ":1: not a finding of HealthMonitor; remove the file"),
+        ("health.jsonl", '{"value": 1, "limit": Infinity, "severity": 1' + "0" * 400 + "}", ":1: not a finding of Hea"),
         ("metrics.csv", "step,epoch,train/loss\n1,0,x\n", ": damaged, or not metrics (could not convert string to"),
         ("export/lion_export.json", "{}", ": not the list of an export's files; export it again"),
     ],
@@ -142,7 +144,8 @@ def test_a_config_of_another_shape_is_not_described(section: str, run: Path) -> 
 
 
 def test_a_metric_beyond_all_bounds_is_drawn_without(run: Path) -> None:
-    (run / "sft" / "metrics.csv").write_text("step,train/loss\n1,1e308\n2,-1e308\n3,1.5\n4,2.5\n")
+    rows = "1,1e308,inf\n2,-1e308,1\n3,1.5,1\n4,2.5,0.5\n"
+    (run / "sft" / "metrics.csv").write_text(f"step,train/loss,perf/packing_efficiency\n{rows}")
     assert list(read_stage(run / "sft").curves["train/loss"].values())[:2] == [math.inf, -math.inf]
     write_report(run)
 
@@ -168,7 +171,9 @@ def places(content: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[st
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("value", [None, "x", [1], {"a": 1}, -1, math.nan, True, [], {}, 0, 1e308, 10**400, [[]]])
+@pytest.mark.parametrize(
+    "value", [None, "x", [1], {"a": 1}, -1, math.nan, True, [], {}, 0, 1e308, pytest.param(10**400, id="huge"), [[]]]
+)
 def test_any_value_anywhere_is_a_report_or_one_line(value: Any, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in [*run.rglob("*.json"), run / "sft" / "health.jsonl"]:
         text = path.read_text()
