@@ -1,4 +1,4 @@
-"""Every command's help ends in an example, which its own parser takes."""
+"""Every command's help ends in an example, which its own parser takes; of options it takes whole names only."""
 
 from __future__ import annotations
 
@@ -60,3 +60,44 @@ def test_the_example_of_a_command_is_parsed(
     monkeypatch.setattr(kind, parse.__name__, stop_after)
     with pytest.raises(Parsed):
         main(arguments)
+
+
+MEANT = {
+    "fit": "--trainer.benchmark",
+    "validate": "--ckpt_path",
+    "init": "--model",
+    "run": "--seeds",
+    "report": "--out",
+    "evaluate": "--model",
+    "chat": "--max-new-tokens",
+    "plan": "--memory",
+    "inspect": "--rows",
+    "export": "--adapter",
+    "rounds": "--samples",
+    "answers": "--temperature",
+    "models": "--jobs",
+    "import": "--stage",
+    "demo": "--seed",
+}
+"""An option of each command that has one of its own."""
+
+
+@pytest.mark.parametrize("command", [*slow_but(TRAINING, "fit"), *COMMANDS])
+def test_a_cut_option_is_refused_with_the_whole_one(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    option = MEANT.get(command, "--help")
+    arguments = example_of(command, capsys)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, option[:-1], "1"]) == 2
+    said = f"lion: error: {option[:-1]}: there is no such option; did you mean {option}?"
+    assert said in capsys.readouterr().err.splitlines()
+
+
+def test_an_unknown_option_of_settings_is_one_line_without_options_of_a_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["evaluate", "--xyz", "1"]) == 2
+    said = "lion: error: --xyz: there is no such option; lion evaluate --help lists them\n"
+    assert capsys.readouterr().err == said

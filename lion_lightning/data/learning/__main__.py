@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from lion_lightning.data.learning.percentage import learning_percentages
 from lion_lightning.data.learning.record import RecordedLosses
 from lion_lightning.printing import one_line
+from lion_lightning.processes.command_line import CommandParser
 from lion_lightning.processes.entry_point import run_guarded
 
 
@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: The command line without the program's name.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m lion_lightning.data.learning",
         description="Show rows of a learning record: what was learnt least, wrong answers among it, or what last.",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from lion_lightning.tools.settings_parser import SettingsParser
 
 DESCRIPTION = """Answer the questions of a benchmark and write the answer file that its tool reads.
 The file is named after the model.
@@ -38,10 +38,10 @@ def main(arguments: list[str]) -> None:
     print(f"wrote {options.out} ({asked} new answers)")
 
 
-def _parser() -> ArgumentParser:
+def _parser() -> SettingsParser:
     from lion_lightning.sampling import Sampler
 
-    parser = ArgumentParser(prog="lion answers", description=DESCRIPTION, epilog=EXAMPLE, exit_on_error=False)
+    parser = SettingsParser(prog="lion answers", description=DESCRIPTION, epilog=EXAMPLE)
     parser.add_argument("--format", required=True, help="alpaca_eval, arena_hard or mt_bench")
     parser.add_argument("--model", required=True, help="a Hugging Face folder, e.g. runs/dpo/export, or a hub id")
     parser.add_argument("--prompts", type=Path, required=True, help="the benchmark's question file")

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from lion_lightning.printing import harmless
+from lion_lightning.processes.command_line import CommandParser
 
 if TYPE_CHECKING:
     from lion_lightning.tools.chat.conversation import Chat
@@ -77,8 +78,8 @@ def _answer(chat: Chat, line: str) -> None:
 _NOTES = {"interrupted": "stopped", "length": "truncated: see --max-new-tokens"}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="lion chat",
         description="Talk to a model on the terminal; piped lines are answered one by one.",
         epilog=f"{HELP} Example: lion chat runs/sft/export --temperature 0",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from importlib import resources
 from pathlib import Path
 
+from lion_lightning.processes.command_line import CommandParser
 from lion_lightning.tools.train.config_file import read_mapping
 
 SHELLS = ("bash", "zsh", "fish")
@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> None:
     Args:
         arguments: Command line after ``lion completion``.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="lion completion",
         description="Print what makes the Tab key complete commands, options and files, for a shell; `keys FILE` "
         "prints the options that a config's keys are, which the scripts ask for.",

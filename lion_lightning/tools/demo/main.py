@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from lion_lightning.processes.command_line import CommandParser
 
 
 def main(arguments: list[str]) -> None:
@@ -13,7 +13,7 @@ def main(arguments: list[str]) -> None:
     """
     from lion_lightning.tools.demo import FILES, write_demo
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="lion demo",
         description="Write a small synthetic task to try everything on.",
         epilog="Example: lion demo runs/demo --seed 1",

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
-
 from lion_lightning.printing import literal, require_no_secrets
+from lion_lightning.tools.settings_parser import SettingsParser
 from lion_lightning.tools.train.config_file import check_config_files
 from lion_lightning.tools.train.null_settings import refuse_nulls
 from lion_lightning.tools.train.replaced_lists import lists_replaced
@@ -39,7 +38,7 @@ def parse(arguments: list[str]) -> Evaluation:
     from lion_lightning.tools.evaluate.run import Evaluation
 
     check_config_files(arguments, dict.fromkeys(signature(Evaluation).parameters))
-    parser = ArgumentParser(prog="lion evaluate", description=DESCRIPTION, epilog=EXAMPLE, exit_on_error=False)
+    parser = SettingsParser(prog="lion evaluate", description=DESCRIPTION, epilog=EXAMPLE)
     parser.add_argument("-c", "--config", action="config", help="a config file with these keys")
     parser.add_class_arguments(Evaluation, sub_configs=True)
     with lists_replaced():

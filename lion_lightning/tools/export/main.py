@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from lion_lightning.processes.command_line import CommandParser
 
 
 def main(arguments: list[str]) -> None:
@@ -14,7 +15,7 @@ def main(arguments: list[str]) -> None:
     """
     from lion_lightning.models.checkpoints.export import export_checkpoint
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="lion export",
         description="Write a checkpoint as a Hugging Face folder.",
         epilog="Example: lion export runs/sft/checkpoints/last.ckpt runs/sft/export",

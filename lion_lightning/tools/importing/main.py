@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from lion_lightning.processes.command_line import CommandParser
 
 
 def main(arguments: list[str]) -> None:
@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> None:
     from lion_lightning.tools.importing.reading import DIALECTS, import_config
     from lion_lightning.tools.importing.recipe import OBJECTIVES
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="lion import",
         description="Turn a config of axolotl, LLaMA-Factory, TRL or alignment-handbook (SFT, DPO, KTO, reward models) "
         "into a config of lion fit. Keys that could not be carried over are named with the reason, as comments of the "

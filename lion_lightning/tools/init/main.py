@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+
+from lion_lightning.processes.command_line import CommandParser
 
 
 def main(arguments: list[str]) -> None:
@@ -26,10 +27,10 @@ def main(arguments: list[str]) -> None:
         print(last, file=sys.stderr)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> CommandParser:
     from lion_lightning.tools.init.config import STAGES
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="lion init",
         description="Write a commented config for a stage, or for all three of a pipeline, from a model and data. The "
         "first rows of local data are looked at, and what was understood is said.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from lion_lightning.processes.command_line import CommandParser
 
 
 def main(arguments: list[str]) -> None:
@@ -14,13 +14,12 @@ def main(arguments: list[str]) -> None:
     from lion_lightning.tools.inspect.inspection import inspect
     from lion_lightning.tools.pipeline.stage_config import build_for_stage
 
-    own = argparse.ArgumentParser(
+    own = CommandParser(
         prog="lion inspect",
         usage="lion inspect -c CONFIG [--stage NAME] [--rows ROWS] [any option of lion fit]",
         description="Show filters, loss masks and packing of a config's data, without training.",
         epilog="Of a pipeline file one stage: lion inspect -c configs/pipeline.yaml --stage dpo. "
         "Example: lion inspect -c configs/sft.yaml --rows 5",
-        allow_abbrev=False,
     )
     own.add_argument("--stage", metavar="NAME", help="stage of the pipeline, where CONFIG is a file of lion run")
     own.add_argument("--rows", type=int, default=3, help="documents to show (3)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import multiprocessing
 import os
@@ -18,6 +17,7 @@ from tempfile import TemporaryDirectory
 import torch
 import transformers
 
+from lion_lightning.processes.command_line import CommandParser
 from lion_lightning.tools.models.check import ModelCheck, check_model
 from lion_lightning.tools.models.page import page, summary
 from lion_lightning.tools.models.tiny import model_types
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
     Raises:
         ValueError: A type is unknown to transformers.
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="lion models",
         description="Build each type of causal LM of the installed transformers at a tiny size, and check packed rows, "
         "shared prompts, a DPO step, LoRA, and export. All types take about ten minutes on two cores.",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from pathlib import Path
 
 from lion_lightning.printing import redacted_arguments
+from lion_lightning.processes.command_line import CommandParser
 from lion_lightning.tools.pipeline.plan import read_plan
 from lion_lightning.tools.pipeline.run import Runner
 
@@ -55,14 +55,13 @@ def stage_options(arguments: list[str]) -> dict[str, str]:
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="lion run",
         description="Run the stages of a pipeline file, each from the export of the one before. The same command goes "
         "on after a stop: a stage that is done is not repeated, and one that was stopped resumes.",
         epilog="Keys of a stage's config are options too: --dpo.trainer.max_steps 3, or --trainer.max_steps 3 for all. "
         "Example: lion run configs/pipeline.yaml --seeds 0 1 2",
-        allow_abbrev=False,
     )
     parser.add_argument("pipeline", type=Path, help="the pipeline file, e.g. configs/pipeline.yaml")
     parser.add_argument("--out", help="folder of the run, instead of the file's")

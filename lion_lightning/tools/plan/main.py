@@ -15,6 +15,7 @@ from lion_lightning.modules.policy_gradient import PolicyGradientModule
 from lion_lightning.planning.job import Job, job_of
 from lion_lightning.planning.memory import GIB
 from lion_lightning.planning.sharding_layout import placements, with_recompute_of
+from lion_lightning.processes.command_line import CommandParser
 from lion_lightning.references.cached import CachedReference
 from lion_lightning.tools.pipeline.stage_config import build_for_stage
 from lion_lightning.tools.plan.report import PlanReport
@@ -70,14 +71,13 @@ def _cached(module: Any) -> list[str]:
     return found
 
 
-def _parser() -> argparse.ArgumentParser:
-    own = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    own = CommandParser(
         prog="lion plan",
         usage="lion plan -c CONFIG [--stage NAME] [--gpus N] [--memory GIB] [any option of lion fit]",
         description="Estimate memory per GPU and time per step of a config under each strategy, without any GPU.",
         epilog="Of a pipeline file one stage: lion plan -c configs/pipeline.yaml --stage dpo. "
         "Example: lion plan -c configs/sft.yaml --gpus 8 --memory 80",
-        allow_abbrev=False,
     )
     own.add_argument("--stage", metavar="NAME", help="stage of the pipeline, where CONFIG is a file of lion run")
     own.add_argument(

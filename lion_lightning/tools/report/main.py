@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from lion_lightning.processes.command_line import CommandParser
 
 
 def main(arguments: list[str]) -> None:
@@ -14,7 +15,7 @@ def main(arguments: list[str]) -> None:
     """
     from lion_lightning.tools.report import write_report
 
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="lion report",
         description="Say what a run did, from its files: whether each stage got better, where it got worse, what it "
         "cost, what to do next. Writes report.html, a page that loads nothing, and report.png.",

@@ -21,6 +21,7 @@ from lion_lightning.callbacks import HealthMonitor, LionProgressBar, StartupSumm
 from lion_lightning.models.checkpoints.files import newest_checkpoint, require_local
 from lion_lightning.modules.base import AlignmentModule
 from lion_lightning.printing import require_no_secrets
+from lion_lightning.processes.command_line import mistyped, unrecognized
 from lion_lightning.tools.train.config_file import check_config_files
 from lion_lightning.tools.train.metrics_log import AtomicCSVLogger, LogShortRuns
 from lion_lightning.tools.train.null_settings import refuse_nulls
@@ -71,7 +72,9 @@ class LionCLI(LightningCLI):
             with lists_replaced():
                 super().parse_arguments(parser, args)
         except ArgumentError as error:
-            if line := hint(str(error), args):
+            parsers = [parser, *getattr(self, "_subcommand_parsers", {}).values()]  # there are none without `run`
+            known = [option for each in parsers for option in each._option_string_actions]
+            if line := hint(str(error), args) or mistyped(unrecognized(str(error)), known):
                 raise ValueError(line) from error
             raise
 
@@ -205,7 +208,8 @@ def build_cli(arguments: list[str], run: bool = True, kind: type[LionCLI] = Lion
         parser_kwargs={
             "description": "Align language models with PyTorch Lightning.",
             "exit_on_error": False,
-            **{name: {"epilog": f"Example: {example}"} for name, example in EXAMPLES.items()},
+            "allow_abbrev": False,
+            **{name: {"epilog": f"Example: {text}", "allow_abbrev": False} for name, text in EXAMPLES.items()},
         },
         auto_configure_optimizers=False,  # the module has options for them
         run=run,
