@@ -21,11 +21,13 @@ class Step(NamedTuple):
         number: Optimizer steps made, this one included.
         metrics: Metrics of training by name, without ``train/``; ``loss`` is always among them.
         is_scaled: True under ``16-mixed``, whose scaler leaves out steps with gradients that are not finite.
+        has_length_filter: True if the data module has ``max_length_ratio``, which leaves out pairs by their lengths.
     """
 
     number: int
     metrics: Mapping[str, float]
     is_scaled: bool = False
+    has_length_filter: bool = False
 
 
 class Pairs(NamedTuple):

@@ -204,8 +204,10 @@ class HealthMonitor(LionCallback):
         flat = [value.float().to(trainer.strategy.root_device) for step in unread for value in step.metrics.values()]
         numbers = iter(torch.stack(flat).tolist())
         is_scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        has_length_filter = hasattr(trainer.datamodule, "max_length_ratio")  # type: ignore[attr-defined]
         for step in unread:
-            seen = Step(step.number, dict(zip(step.metrics, numbers, strict=False)), is_scaled)
+            metrics = dict(zip(step.metrics, numbers, strict=False))
+            seen = Step(step.number, metrics, is_scaled, has_length_filter)
             self._show(lambda detector, seen=seen: detector.on_step(seen), step.samples)  # type: ignore[misc]
 
     def _show(self, see: Callable[[Detector], Finding | None], samples: tuple[int, ...] = ()) -> None:

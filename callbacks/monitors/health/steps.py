@@ -153,8 +153,8 @@ class LengthBias(Detector):
 
     symptom = "length bias"
     advice = (
-        "The policy learns length before anything else. Leave out pairs with data.max_length_ratio, balance the data, "
-        "or use a loss that divides by length; watch the length of sampled answers"
+        "The policy learns length before anything else. Balance the data, or use a loss that divides by length; watch "
+        "the length of sampled answers"
     )
 
     def __init__(self, ratio: float = 1.5, least: int = 20) -> None:
@@ -176,4 +176,7 @@ class LengthBias(Detector):
             f"chosen answers have {chosen:.1f} tokens on average, rejected ones {rejected:.1f} (limit {self.ratio:g} "
             "times)"
         )
-        return self.finding(step.number, ratio, self.ratio, seen, severity=(ratio - 1) / (self.ratio - 1))
+        finding = self.finding(step.number, ratio, self.ratio, seen, severity=(ratio - 1) / (self.ratio - 1))
+        if step.has_length_filter:
+            finding = finding._replace(advice=f"{self.advice}; data.max_length_ratio leaves out such pairs")
+        return finding

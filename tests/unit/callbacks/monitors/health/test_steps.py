@@ -128,7 +128,14 @@ def test_lengths_that_tell_chosen_from_rejected_are_found_once_there_are_enough_
     (finding,) = found(LengthBias(ratio=1.5, least=3), [lengths(10, 5), lengths(14, 7), lengths(12, 6)])
     assert (finding.step, finding.value, finding.severity) == (3, 2.0, 2.0)
     assert "chosen answers have 12.0 tokens on average, rejected ones 6.0" in finding.seen
+    assert "max_length_ratio" not in finding.advice  # labeled answers and rounds have no such filter
     assert len(found(LengthBias(ratio=1.5, least=3), [lengths(5, 10)] * 3)) == 1
+
+
+def test_the_filter_of_pairs_by_length_is_advised_where_the_data_module_has_it() -> None:
+    finding = LengthBias(ratio=1.5, least=1).on_step(Step(1, lengths(10, 5), has_length_filter=True))
+    assert finding is not None
+    assert finding.advice.endswith("; data.max_length_ratio leaves out such pairs")
 
 
 def test_lengths_that_differ_less_than_the_limit_are_no_bias() -> None:
