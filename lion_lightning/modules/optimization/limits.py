@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
+from lion_lightning.models.weights.dtensor import to_local
 from lion_lightning.modules.checkpointing.settings import GROUP, Settings, optimizer_settings, plain
 from lion_lightning.modules.trainer.batches import data_source
 
@@ -88,17 +89,25 @@ def require_arguments(settings: Settings) -> None:
 
 
 def require_finite_loss(loss: float, trainer: Trainer) -> None:
-    """Stop before a step whose loss is not a number, which would make the weights as useless.
+    """Stop before a step whose loss is not a number, and say whether the weights were right until then.
 
     Under ``16-mixed`` the scaler leaves such steps out, and lowers its scale.
     """
     if math.isfinite(loss) or getattr(trainer.precision_plugin, "scaler", None) is not None:
         return
-    raise ValueError(
-        f"train/loss is {loss} in step {trainer.global_step + 1} (epoch {trainer.current_epoch}), which was not made: "
-        "the weights, and the checkpoints so far, are of the step before. Try a lower learning rate, a longer warmup, "
-        "or trainer.gradient_clip_val: 1.0"
-    )
+    parameters = trainer.lightning_module.parameters()
+    finite = all(bool(to_local(parameter.detach()).isfinite().all()) for parameter in parameters)
+    remedy = "a lower learning rate, a longer warmup, or trainer.gradient_clip_val: 1.0"
+    if trainer.strategy.reduce_boolean_decision(finite):  # of all ranks: each may hold a part of the weights
+        cause = f"which was not made: the weights, and the checkpoints so far, are of the step before. Try {remedy}"
+    elif trainer.global_step:
+        cause = (
+            "because weights are NaN or infinite already: a step before had a gradient that was not finite. Go back to "
+            f"a checkpoint of before, and try {remedy}"
+        )
+    else:
+        cause = "because weights of the model are NaN or infinite before any step: load another one"
+    raise ValueError(f"train/loss is {loss} in step {trainer.global_step + 1} (epoch {trainer.current_epoch}), {cause}")
 
 
 def refuse_tuners(trainer: Trainer) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, Callback, EarlyStopping, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import Tensor
 from torch.optim import SGD, AdamW
@@ -107,6 +107,21 @@ def test_a_loss_that_is_no_number_stops_before_its_step(tokenizer: TokenizerSpec
     assert run.global_step == 2
     for mine, other in zip(stopped.policy_model.parameters(), whole.policy_model.parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+class SpoilGradient(Callback):
+    """Makes the gradient of the second step NaN; its loss is a number."""
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_step == 1:
+            next(iter(pl_module.policy_model.parameters())).grad.fill_(math.nan)
+
+
+def test_a_loss_of_weights_that_an_earlier_gradient_has_spoilt_says_so(tokenizer: TokenizerSpec) -> None:
+    run = trainer(max_epochs=1, callbacks=[SpoilGradient()])
+    said = r"^train/loss is nan in step 3 \(epoch 0\), because weights are NaN or infinite already: a step before had"
+    with pytest.raises(ValueError, match=said):
+        run.fit(module(tokenizer, optimizer=partial(SGD, lr=0.1)), Rows(ROWS))
 
 
 @pytest.mark.parametrize("tuner", [LearningRateFinder, BatchSizeFinder])
