@@ -45,6 +45,8 @@ _UNNAMED = {"Optimizer": "torch.optim.AdamW", "LRScheduler": "lion_lightning.mod
 _EXTRAS = {"bitsandbytes": "qlora"}
 """Optional packages whose classes configs may name, and the extra that installs each."""
 _LONGEST_VALUE = 80
+_MOST_FILES = 3
+"""Files that a list of sources is written out for."""
 _LONG_WORD = re.compile(r"\S{300,}")
 
 
@@ -204,13 +206,19 @@ class _Report:
         return f"expected {' or '.join(wanted)}{given}"
 
     def _file_for_sources(self) -> str:
-        """The list to write in place of a file name, which the parser took for a config file."""
+        """The list to write in place of file names, of which the parser took one for a config file."""
         if not self.keys or self.keys[-1] not in _SOURCES:
             return ""
         given = rf"(?:.*'{self.keys[-1]}'(?:: |, val=))?"
-        if found := re.match(rf"{given}(?:\[?'|\{{'path': ')?(?!None\b)([\w./*?-]+)(?=['\s]|$)", self.outermost):
-            return f"expected a list of sources; for one file write [{{path: {found[1][:_LONGEST_VALUE]}}}]"
-        return ""
+        first = r"(?:\[?'|\{'path': ')?(?!None\b)([\w./*?-]+)(?:'|(?=\s)|$)"
+        found = re.match(rf"{given}{first}((?:, '[\w./*?-]+'(?!:))*)", self.outermost)  # (?!:): no key behind
+        if found is None:
+            return ""
+        files = [found[1], *re.findall(r"'(.+?)'", found[2])]
+        sources = [f"{{path: {file[:_LONGEST_VALUE]}}}" for file in files[:_MOST_FILES]]
+        sources += ["..."] * (len(files) > _MOST_FILES)
+        which = "one file" if len(files) == 1 else "several files"
+        return f"expected a list of sources; for {which} write [{', '.join(sources)}]"
 
 
 def _other_kind(path: str, wanted: str) -> str:

@@ -141,6 +141,23 @@ def test_a_file_that_exists_in_place_of_a_list_of_sources_is_not_read_as_a_confi
         assert line([*BASE, f"--data.sources={given}"]) == said
 
 
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("[a.jsonl, b.jsonl]", "{path: a.jsonl}, {path: b.jsonl}"),
+        ("['my/a.jsonl', c/*.gz, d, e]", "{path: my/a.jsonl}, {path: c/*.gz}, {path: d}, ..."),
+    ],
+)
+def test_several_files_in_place_of_sources_are_written_out(given: str, written: str) -> None:
+    said = f"data.sources: expected a list of sources; for several files write [{written}]"
+    assert line([*BASE, f"--data.sources={given}"]) == said
+
+
+def test_the_setting_behind_a_file_in_place_of_sources_is_no_file() -> None:
+    data = "{class_path: lion_lightning.SFTDataModule, init_args: {sources: a.jsonl, mask: none}}"
+    assert line([*BASE, f"--data={data}"]).endswith("for one file write [{path: a.jsonl}]")
+
+
 def test_a_null_in_place_of_sources_is_no_file() -> None:
     assert "[{path:" not in line([*BASE, "--model.policy=gpt2", "--data.sources=null"])
 
