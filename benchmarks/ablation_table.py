@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ablation_claims import EQUAL, MAX_SEEDS, Claim, Decision
+from ablation_claims import EQUAL, MAX_SEEDS, MIN_SEEDS, Claim, Decision
 from ablation_variants import VARIANTS
 
 from lion_lightning.tools.evaluate.intervals import mean_interval
@@ -36,23 +36,24 @@ def claim_table(decided: Sequence[tuple[Claim, Decision]]) -> list[str]:
 
 
 def variant_table(results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """A line for each variant: mean grade over its seeds, its parts, steps and seconds.
+    """A line for each variant: mean grade, its parts and the optimizer steps, over the seeds that all variants have.
 
     Args:
         results: Measurements by variant and seed.
     """
     every = [one for seeds in results.values() for one in seeds.values()]
     parts: list[str] = next((list(one["parts"]) for one in every if one["parts"]), [])
-    columns = ["variant", "seeds", "mean grade", *parts, "steps", "seconds"]
+    columns = ["variant", "mean grade", *parts, "steps"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name in VARIANTS:
-        seeds = [one for one in results.get(name, {}).values() if one["grade"] is not None]
+        found = [results.get(name, {}).get(str(seed), {"grade": None}) for seed in range(MIN_SEEDS)]
+        seeds = [one for one in found if one["grade"] is not None]
         if not seeds:
             continue
         grade = mean_interval([one["grade"] for one in seeds])
-        cells = [name, str(len(seeds)), with_interval(grade, "{:.3f}")]
+        cells = [name, with_interval(grade, "{:.3f}")]
         cells += [f"{fmean(one['parts'][part] for one in seeds):.2f}" for part in parts]
-        cells += [f"{fmean(one['steps'] for one in seeds):.0f}", f"{fmean(one['seconds'] for one in seeds):.0f}"]
+        cells.append(f"{fmean(one['steps'] for one in seeds):.0f}")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
@@ -100,6 +101,7 @@ def draw(decided: Sequence[tuple[Claim, Decision]], path: Path) -> None:
         axes.errorbar(mean, -place, xerr=[[mean - low], [high - mean]], color=color, capsize=3, fmt="o", mfc=fill)
     names = [f"{claim.text} ({decision.seeds})" for claim, decision in rows]
     axes.set_yticks([-place for place in range(len(rows))], names, fontsize=8)
+    axes.set_ylim(0.6 - len(rows), 0.6)
     axes.set_xlabel("difference of the mean grade, 95% over the seeds (their number in brackets)", fontsize=8)
     figure.savefig(path, dpi=140)
     plt.close(figure)

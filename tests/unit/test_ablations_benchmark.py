@@ -124,7 +124,11 @@ def test_tables_name_the_decision(claims: ModuleType, monkeypatch: pytest.Monkey
     lines = table.claim_table([(claim, claims.decide([0.09, 0.10, 0.11])), (claim, claims.decide([0.1]))])
     assert lines[2] == "| a is better (*dpo* - *sft*) | +0.100 [+0.075, +0.125] | 3 | yes | yes |"
     assert lines[3] == "| a is better (*dpo* - *sft*) |  | 1 | open | yes |"
-    seeds = {"0": {"grade": 0.5, "parts": {"form": 0.25}, "steps": 10, "seconds": 20.0}}
-    assert table.variant_table({"sft": seeds})[2] == "| sft | 1 | 0.500 [0.500, 0.500] | 0.25 | 10 | 20 |"
+    seeds = {
+        "0": {"grade": 0.5, "parts": {"form": 0.25}, "steps": 10},
+        "1": {"grade": 0.5, "parts": {"form": 0.75}, "steps": 20},
+        "3": {"grade": 0.9, "parts": {"form": 1.0}, "steps": 90},  # of a claim that three seeds did not decide
+    }
+    assert table.variant_table({"sft": seeds})[2] == "| sft | 0.500 [0.500, 0.500] | 0.50 | 15 |"
     rates = table.rate_table({"dpo": {"0.0001": 0.5, "0.001": 0.25}, "kto": {"0.001": 0.75}})
     assert rates[2:] == ["| dpo | **0.500** | 0.250 |", "| kto |  | **0.750** |"]
