@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -40,3 +42,19 @@ def test_the_gpu_options_are_keys_of_the_stages(gsm8k: ModuleType) -> None:
     plan = gsm8k.read_plan(ROOT / "benchmarks" / "gsm8k.yaml", {}, gsm8k.ON_GPU)
     assert [stage.config["trainer"]["accelerator"] for stage in plan.chains[0]] == ["gpu"] * 3
     assert [stage.config["data"]["init_args"]["batch_size"] for stage in plan.chains[0]] == [8] * 3
+
+
+def test_problems_are_told_apart_by_steps_and_length(gsm8k: ModuleType, tmp_path: Path) -> None:
+    longer = {**PROBLEM, "question": f"{PROBLEM['question']} {'x' * 200}"}
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (PROBLEM, longer)))
+    assert gsm8k.problems_of(tmp_path / "train.jsonl", 2) == [PROBLEM]
+    assert gsm8k.problems_of(tmp_path / "train.jsonl", 2, gsm8k.LONGER) == [longer]
+    assert gsm8k.problems_of(tmp_path / "train.jsonl", 3) == []
+
+
+def test_stages_are_compared_problem_by_problem(gsm8k: ModuleType) -> None:
+    # each problem gains one: the gain has no spread, whichever problems are drawn
+    assert gsm8k.comparisons({"sft": [0.0, 0.0], "dpo": [1.0, 1.0]}) == [
+        "sft: 0.000 [0.000, 0.000] right of 2",
+        "dpo: 1.000 [1.000, 1.000] right of 2, +1.000 [+1.000, +1.000] over the stage before",
+    ]
