@@ -41,15 +41,15 @@ def with_files_read(value: Any, folder: Path, within: Sequence[Path] = ()) -> An
         return {key: with_files_read(inner, folder, within) for key, inner in value.items()}
     if isinstance(value, list):
         return [with_files_read(inner, folder, within) for inner in value]
-    if not isinstance(value, str) or not value.endswith(_YAML) or not (folder / value).is_file():
+    if not isinstance(value, str) or not value.endswith((".yaml", ".yml")):
         return value
-    path = (folder / value).resolve()
+    file = folder / value
+    if not file.is_file():
+        return value
+    path = file.resolve()
     if path in within:
-        raise ValueError(f"{folder / value}: this file leads back to itself; write its values out")
-    return with_files_read(read_config_file(folder / value), path.parent, [*within, path])
-
-
-_YAML = (".yaml", ".yml")
+        raise ValueError(f"{file}: this file leads back to itself; write its values out")
+    return with_files_read(read_config_file(file), path.parent, [*within, path])
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
