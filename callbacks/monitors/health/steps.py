@@ -56,10 +56,12 @@ class LossSpike(Detector):
     in logs where they are positive: of a few pairs a step, the loss is now and then a hundred times the median.
 
     Args:
-        deviations: How far above the median of the last ``window / 2`` steps, in standard deviations (estimated from
-            the median change between two steps, which a few large losses do not change).
+        deviations: How far above the median of the ``recent`` steps, in standard deviations (estimated from the median
+            change between two steps, which a few large losses do not change).
         share: How far above the median at least, as a share of it.
-        window: Steps that the deviation is of; half as many have to be there.
+        window: Steps that the deviation is of, as many as are there: of 20, it is now and then a third of what it
+            should be, and one healthy run in 150 has an alarm.
+        recent: Steps that the median is of; they have to be there.
     """
 
     symptom = "loss spike"
@@ -70,9 +72,9 @@ class LossSpike(Detector):
     )
     names_rows = True
 
-    def __init__(self, deviations: float = 8.0, share: float = 0.5, window: int = 20) -> None:
+    def __init__(self, deviations: float = 8.0, share: float = 0.5, window: int = 50, recent: int = 10) -> None:
         super().__init__()
-        self.deviations, self.share, self.window = deviations, share, window
+        self.deviations, self.share, self.window, self.recent = deviations, share, window, recent
 
     @override
     def on_step(self, step: Step) -> Finding | None:
@@ -80,9 +82,9 @@ class LossSpike(Detector):
         if not math.isfinite(loss) or "ratio" in step.metrics:
             return None
         self.remember("losses", loss, self.window)
-        if 2 * len(before) < self.window:
+        if len(before) < self.recent:
             return None
-        last = before[-(self.window // 2) :]
+        last = before[-self.recent :]
         middle = median(last)
         limit = max(middle + self.share * abs(middle), self._most(middle, before))
         if loss <= limit or limit == middle:  # zeros, as of a hinge that is met: anything would be far above

@@ -105,6 +105,15 @@ def test_a_few_pairs_a_step_are_no_spikes_and_a_spike_in_a_falling_loss_is_one()
     assert len(found(LossSpike(), [*falling, {"loss": 4.0}])) == 1
 
 
+def test_healthy_runs_have_no_alarm_where_a_deviation_of_few_steps_would_be_too_small() -> None:
+    # Sixteen pairs a step spread log losses by about 0.25: over 100 runs of 250 steps, 0.2 alarms are to be expected
+    # of a deviation of 50 steps, and 0.7 of one of 20.
+    drawn = torch.randn(100, 250, generator=torch.Generator().manual_seed(0)).mul(0.25).exp().tolist()
+    runs = [[{"loss": loss} for loss in losses] for losses in drawn]
+    assert not any(found(LossSpike(), run) for run in runs)
+    assert any(found(LossSpike(window=20), run) for run in runs)
+
+
 def test_a_rise_that_is_a_small_share_of_the_loss_is_no_spike_though_losses_hardly_varied() -> None:
     steady = [{"loss": 1.0}] * 30
     assert not found(LossSpike(share=0.5), [*steady, {"loss": 1.49}])
