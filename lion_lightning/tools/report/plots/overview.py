@@ -112,8 +112,9 @@ def _by_kind(scores: Scores, axes: Axes) -> None:
         axes.errorbar(places, means, _whiskers(found), fmt="none", color=INK, linewidth=0.6)
     names = [shortened(harmless(kind.name)) for kind in scores.kinds]
     axes.set_xticks(range(len(names)), names, fontsize=7, rotation=40, ha="right")
+    axes.margins(y=0.2)  # room above the bars for the legend
     if scores.measure == "accuracy":
-        # Student's intervals may leave 0 to 1, shares cannot; above 1 is room for the legend
+        # Student's intervals may leave 0 to 1, shares cannot
         axes.set_ylim(0, 1.2)
         axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     axes.set_title(f"held-out {scores.measure} by kind of prompt", fontsize=10)
