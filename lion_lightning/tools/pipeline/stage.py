@@ -10,10 +10,12 @@ from typing import Any
 
 import yaml
 
-from lion_lightning.cache import atomic_write, hash_file, hash_json, read_object
+from lion_lightning.cache import atomic_write, hash_file, hash_json
 from lion_lightning.models.checkpoints.export_files import is_export, missing_of
 from lion_lightning.tools.pipeline.configs import Config, differences
 from lion_lightning.tools.pipeline.plan import StagePlan
+from lion_lightning.tools.report.files import shapes
+from lion_lightning.tools.report.files.shapes import read_shaped
 from lion_lightning.tools.train.config_file import read_config_file
 
 CONFIG, EVALUATION, DONE = "stage.yaml", "evaluate.yaml", "done.json"
@@ -53,7 +55,7 @@ def require_same_work(stage: StagePlan) -> None:
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise ValueError(f"{stage.folder}: the config has changed since ({'; '.join(changed[:3])}{more}); {fix}")
     done = _read(stage.folder / DONE)
-    if done and (stage.start is None or (stage.start / DONE).exists()) and done["start"] != _digest(stage.start):
+    if done and (stage.start is None or (stage.start / DONE).exists()) and done.get("start") != _digest(stage.start):
         raise ValueError(f"{stage.folder}: it is done, but started from another model than {stage.start}; {fix}")
 
 
@@ -112,7 +114,7 @@ def require_start(folder: Path) -> None:
     if not done:
         return
     what = f"is incomplete ({problem})" if (problem := missing_of(export)) else "has changed since"
-    if problem or _weights(export) != done["export"]:
+    if problem or _weights(export) != done.get("export"):
         raise ValueError(
             f"{export}: the stage is done, and its export {what}; bring it back, or remove {export} and "
             f"{folder / DONE} to export it again from its checkpoint"
@@ -139,7 +141,7 @@ def seconds_of(folder: Path) -> float | None:
     Raises:
         ValueError: What was written of it cannot be read.
     """
-    return (_read(folder / DONE) or {}).get("seconds")
+    return _read(folder / DONE).get("seconds")
 
 
 def score_of(folder: Path) -> str:
@@ -148,7 +150,7 @@ def score_of(folder: Path) -> str:
     That of a reward model is the share of pairs that it ranks right.
     """
     path = folder / "evaluation" / "results.json"
-    results = read_object(path, "results", "remove it") if path.exists() else {}
+    results = read_shaped(path, shapes.RESULTS, "remove it")
     for name, found in (("score", results), ("reward accuracy", results.get("rewards", {}))):
         if one := found.get("accuracy"):
             return f"; {name} {one['estimate']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
@@ -157,8 +159,7 @@ def score_of(folder: Path) -> str:
 
 def _digest(start: Path | None) -> str | None:
     """Hash of the model that a stage starts from; None for the first stage."""
-    done = _read(start / DONE) if start else None
-    return done["export"] if done else None
+    return _read(start / DONE).get("export") if start else None
 
 
 def _weights(export: Path) -> str:
@@ -166,9 +167,10 @@ def _weights(export: Path) -> str:
     return hash_json({path.name: hash_file(path) for path in export.glob("*.safetensors")})
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    fix = "remove it, and the stage is done again"
-    return read_object(path, "what a stage was done with", fix) if path.exists() else None
+def _read(path: Path) -> dict[str, Any]:
+    """What a stage was done with; empty if it is not done."""
+    done: dict[str, Any] = read_shaped(path, shapes.DONE, "remove it, and the stage is done again")
+    return done
 
 
 def _write(path: Path, config: Config) -> None:

@@ -179,7 +179,7 @@ _ESTIMATE = Record(_INTERVAL, needed=_INTERVAL)
 RUN = Record({"command": ListOf(TEXT), "stages": ListOf(TEXT)})
 """Of ``run.json``."""
 
-DONE = Record({"seconds": NUMBER})
+DONE = Record({"seconds": NUMBER, "start": TEXT, "export": TEXT})
 """Of ``done.json``."""
 
 STARTUP = Record(

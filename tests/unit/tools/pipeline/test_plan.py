@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 
 from lion_lightning.tools.pipeline.plan import Plan, StagePlan, read_plan
 from lion_lightning.tools.pipeline.run import Runner
+from lion_lightning.tools.pipeline.stage import score_of, seconds_of
 
 JUDGE = {"class_path": "lion_lightning.judges.RewardModelJudge", "init_args": {"model": "${reward}/export"}}
 SAMPLING = {"class_path": "lion_lightning.callbacks.OnPolicySampling", "init_args": {"judge": JUDGE}}
@@ -100,3 +102,22 @@ def test_the_time_left_is_that_of_the_same_stages_of_other_seeds(tmp_path: Path)
         (stage.folder / "done.json").write_text(json.dumps({"seconds": seconds}))
     # one sft of 20 seconds on average and two dpo of 6, by two workers
     assert runner._left() == (20 + 2 * 6) / 2
+
+
+@pytest.mark.parametrize(
+    ("read", "name", "content", "said"),
+    [
+        (seconds_of, "done.json", {"seconds": "six"}, "seconds .*number.*; remove it, and the stage is done again"),
+        (seconds_of, "done.json", [], "object.*; remove it"),
+        (score_of, "evaluation/results.json", {"accuracy": {"estimate": 0.5}}, r"accuracy\.low is missing; remove it"),
+        (score_of, "evaluation/results.json", {"rewards": 0.5}, "rewards .*; remove it"),
+    ],
+)
+def test_a_damaged_file_of_a_stage_is_one_line(
+    read: Callable[[Path], Any], name: str, content: Any, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=said):
+        read(tmp_path)
