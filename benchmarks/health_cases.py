@@ -95,6 +95,7 @@ def planted() -> Iterator[Case]:
 LONG: Config = {"trainer": {"max_epochs": 2}}
 FEW: Config = {"trainer": {"max_steps": 2}}
 ONE_ROUND: Config = {"trainer": {"max_epochs": 1}}
+SIX_ROUNDS: Config = {"trainer": {"max_epochs": 6}}
 NO_CLIP: Config = {"trainer": {"gradient_clip_val": None}}
 FAST = _rate(2e-3)
 
@@ -153,8 +154,10 @@ PLANTED: dict[str, list[Case]] = {
         Case("a judge of the letter u", "grpo", ONE_ROUND, judges={"u": 1.0}, own=0.0),
         Case("a judge of stutter", "grpo", ONE_ROUND, judges={"stutter": 1.0}, own=0.0),
     ],
-    "length drift": [Case("a judge of length", "grpo", FAST, judges={"length": 1.0}, own=0.0)],
-    "repetition": [Case("a judge of repetition", "grpo", FAST, judges={"repetition": 1.0}, own=0.0)],
+    "length drift": [Case("a judge of length", "grpo", merged(FAST, SIX_ROUNDS), judges={"length": 1.0}, own=0.0)],
+    "repetition": [
+        Case("a judge of repetition", "grpo", merged(FAST, SIX_ROUNDS), judges={"repetition": 1.0}, own=0.0)
+    ],
     "reward hacking": [
         Case("length counts more", "grpo", FAST, judges={"length": 3.0}),
         Case("a letter counts more", "grpo", FAST, judges={"a": 3.0}),

@@ -101,10 +101,14 @@ STREAMS = (
 
 
 def planted_rounds(stream: Stream, rounds: Sequence[Sampled]) -> Iterator[Sampled]:
-    """Recorded rounds with the fault, which begins after the first; a character is a token in all of them."""
+    """Rounds with the fault, which begins after the first; a character is a token in all of them.
+
+    Each has the first round's answers: those of later rounds are shorter by themselves, by as much as a fault makes
+    them longer.
+    """
     random = Random(0)
     for place, sampled in enumerate(rounds):
-        rollouts = [_remade(stream, each, place / (len(rounds) - 1), random) for each in sampled.rollouts]
+        rollouts = [_remade(stream, each, place / (len(rounds) - 1), random) for each in rounds[0].rollouts]
         yield sampled._replace(rollouts=rollouts)
 
 

@@ -59,15 +59,17 @@ def test_faults_begin_after_the_first_round(health: ModuleType) -> None:
 
 def test_the_table_counts_faults_that_were_found_and_false_alarms(health: ModuleType) -> None:
     def outcome(planted: str | None, *found: str) -> dict[str, Any]:
-        return {"run": "a", "planted": planted, "findings": [{"symptom": symptom} for symptom in found]}
+        return {"run": "a", "planted": planted, "code": 0, "findings": [{"symptom": symptom} for symptom in found]}
 
     runs = [
         outcome("ties", "ties", "length drift") | {"seconds": 1.0},
         outcome("ties"),
+        outcome("ties") | {"code": 2},  # the run stopped, and said so
+        outcome("length drift") | {"code": 2},
         outcome(None, "ties"),
         outcome(None),
     ]
     lines = health.table(runs)
-    assert "| ties | 1 | 1 | 1 | 2 | 1 |" in lines
-    assert "| length drift | 0 | 0 | 0 | 2 | 0 |" in lines
-    assert lines[-1] == "| all | 1 | 1 | 1 | 2 | 1 |"
+    assert "| ties | 1 | 2 | 2 | 2 | 1 |" in lines
+    assert "| length drift | 0 | 1 | 0 | 2 | 0 |" in lines
+    assert lines[-1] == "| all | 1 | 3 | 2 | 2 | 1 |"
