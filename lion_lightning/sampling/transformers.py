@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from lion_lightning.ops.logprobs import pad_left
@@ -18,6 +19,9 @@ from lion_lightning.types import Answer, Prompt
 
 if TYPE_CHECKING:
     from lion_lightning.models.generation.rollout_policy import RolloutPolicy
+
+Criterion = Callable[[Tensor, Any], Tensor]
+"""Stopping criterion of ``generate``: token ids and scores to True for each row that ends."""
 
 
 class TransformersSampler:
@@ -109,22 +113,26 @@ class TransformersSampler:
         policy = self._opened
         ids = pad_left([prompt.input_ids for prompt in prompts], 0).to(policy.device)
         mask = pad_left([[1] * len(prompt.input_ids) for prompt in prompts], 0).to(policy.device)
-        output = policy.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=self._config(n),
-            logits_processor=LogitsProcessorList(self.processors(prompts, n, ids.shape[1])),
-            stopping_criteria=[self._stops(ids.shape[1])] if self.sampling.stop else None,
-            synced_gpus=False,
-        )
+        title, longest = f"tokens of {n * len(prompts)} answers", self.sampling.max_new_tokens
+        with tqdm(total=longest, desc=title, delay=10, leave=False, disable=not policy.ranks.is_first) as bar:
+            output = policy.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=self._config(n),
+                logits_processor=LogitsProcessorList(self.processors(prompts, n, ids.shape[1])),
+                stopping_criteria=[*self._stops(ids.shape[1]), _counted_by(bar)],
+                synced_gpus=False,
+            )
         answers = list(map(self._answer, output[:, ids.shape[1] :].tolist()))  # n to each prompt, one after the other
         return [answers[start : start + n] for start in range(0, len(answers), n)]
 
-    def _stops(self, start: int) -> Callable[[Tensor, Any], Tensor]:
-        """Make a stopping criterion for the stop strings, for answers that begin at position ``start``.
+    def _stops(self, start: int) -> list[Criterion]:
+        """Make a stopping criterion for the stop strings, if there are any, for answers that begin at ``start``.
 
         The one of transformers fails on tokenizers without a token for each character.
         """
+        if not self.sampling.stop:
+            return []
         # Tokens to decode have at least a character each, but for UTF-8 bytes.
         longest = max(map(len, self.sampling.stop)) + 4
 
@@ -134,7 +142,7 @@ class TransformersSampler:
                 found.append(any(stop in text for stop in self.sampling.stop))
             return torch.tensor(found, device=ids.device)
 
-        return stopped
+        return [stopped]
 
     def _config(self, n: int) -> GenerationConfig:
         ends = list(self._opened.end_ids)
@@ -154,3 +162,13 @@ class TransformersSampler:
         answer = self._opened.answer(row)
         stops = [answer.text.find(stop) for stop in self.sampling.stop if stop in answer.text]
         return Answer(answer.text[: min(stops)]) if stops else answer
+
+
+def _counted_by(bar: tqdm[Any]) -> Criterion:
+    """A stopping criterion that stops nothing, but moves a bar by a token: a batch of long answers takes minutes."""
+
+    def counted(ids: Tensor, scores: Any) -> Tensor:
+        bar.update()
+        return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+    return counted

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LogitsProcessor
 from typing_extensions import override
 
@@ -133,6 +137,16 @@ def test_batches_hold_whole_prompts_long_ones_first(tmp_path: Path) -> None:
     )
     drawn(policy, PROMPTS, 3, size=4, max_new_tokens=1)
     assert sizes == [(3, 12), (3, 3), (3, 1)]
+
+
+def test_a_batch_of_long_answers_shows_its_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As after ten seconds: a bar that waits for them shows nothing for a batch as short as this.
+    monkeypatch.setattr("lion_lightning.sampling.transformers.tqdm", partial(tqdm, miniters=1, mininterval=0))
+    monkeypatch.setattr("tqdm.std.time", count(0, 20).__next__)
+    drawn(served(tmp_path), PROMPTS, 2)
+    assert re.search(r"tokens of 6 answers:  50%\|[^|]*\| 3/6 \[", capsys.readouterr().err)
 
 
 def test_a_prompt_without_room_is_named(tmp_path: Path) -> None:
