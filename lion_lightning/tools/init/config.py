@@ -39,6 +39,9 @@ _FORMS = {
 _FEW = 400
 """Below so many rows each micro-batch is a step, and there are three epochs: one step of eight rows teaches nothing."""
 
+_VALUE = re.compile(r"(.*####)?\s*[-+]?\$?\d[\d,]*([./]\d+)?\s*%?\s*", re.DOTALL)
+"""An answer that is a number, by itself or at the end of a solution of GSM8K."""
+
 _TITLES = {
     "sft": "Supervised fine-tuning on conversations",
     "dpo": "DPO on preference pairs",
@@ -131,10 +134,17 @@ def _data_values(found: Look, use: str) -> dict[str, str]:
 
 def _judge(found: Look) -> str:
     """A check against the right answer where the rows have one, else a model that compares answers."""
-    column = next((name for name in ("answer", "solution", "target", "label") if name in found.columns), None)
+    named = ("answer", "solution", "target", "label")
+    column = next((name for name in named if found.first and name in found.first[0]), None)
     if column is None:
         return _template("judge_pair_rm").rstrip()
-    return _template("judge_verifier").replace("@column@", column).rstrip()
+    are_values = all(_VALUE.fullmatch(str(row.get(column))) for row in found.first)
+    verifier, how = (
+        ("MathAnswer", "the last value of an answer is compared; needs math-verify")
+        if are_values
+        else ("ExactMatch", "the whole answer has to be equal")
+    )
+    return _filled("judge_verifier", {"verifier": verifier, "column": column, "how": how}).rstrip()
 
 
 def _values(model: Model, precision: str) -> dict[str, str]:

@@ -49,13 +49,13 @@ class Look:
     Attributes:
         source: The source for a config.
         rows: Number of rows; None for a hub id, which was not looked at.
-        columns: Names of the first row's columns.
+        first: Values of the first rows, by column.
         line: For people.
     """
 
     source: dict[str, Any]
     rows: int | None = None
-    columns: list[str] = field(default_factory=list)
+    first: list[Mapping[str, Any]] = field(default_factory=list)
     line: str = ""
 
 
@@ -86,7 +86,7 @@ def look(path: str, use: str) -> Look:
         line += "; texts become turns of the chat template (format: chat)"
     if unused := messages.listed("unused", len(first)):
         line += f"; not used: {unused}"
-    return Look({"path": path, **settings}, len(rows), list(first[0].values), line)
+    return Look({"path": path, **settings}, len(rows), [row.values for row in first], line)
 
 
 def _settings(path: str, rows: Sequence[Row], use: str) -> tuple[dict[str, Any], RowMessages]:

@@ -132,3 +132,21 @@ def test_a_file_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "exists already" in capsys.readouterr().err
     assert main(["init", "sft", "--model", "./nowhere"]) == 2
     assert "--model: there is no folder ./nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("answers", "verifier"),
+    [
+        (["15", "1,000", "-3.5", "1/2", "20%", "$4"], "MathAnswer"),
+        (["2 + 3 = 5\n#### 5"], "MathAnswer"),
+        (["15", "fifteen"], "ExactMatch"),
+        (["It is 15."], "ExactMatch"),
+        ([15, 2.5], "MathAnswer"),
+        ([None], "ExactMatch"),
+    ],
+)
+def test_answers_that_are_numbers_are_compared_as_values(tmp_path: Path, answers: list[Any], verifier: str) -> None:
+    asked = rows(tmp_path, *[{"prompt": "a", "answer": answer} for answer in answers])
+    config = yaml.safe_load(write_config("online_dpo", None, [asked])[0])
+    judge = config["trainer"]["callbacks"][0]["init_args"]["judge"]["init_args"]["verifier"]
+    assert judge == {"class_path": f"lion_lightning.judges.{verifier}", "init_args": {"column": "answer"}}
