@@ -96,10 +96,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], l
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_ranks_train_as_one(results: Any, strategy: str, kind: str) -> None:
     one, both = results[0][kind], [rank[strategy][kind] for rank in results[1]]
+    nats = max(abs(value) for name, value in one["metrics"].items() if "logps" in name)
     for rank in both:
         assert rank["metrics"].keys() == one["metrics"].keys()
         for name, value in one["metrics"].items():
-            assert rank["metrics"][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+            # Ratios are small differences of log-probs, and have their errors of rounding.
+            within = 1e-6 * nats if "rewards" in name or "log_ratio" in name else 1e-6
+            assert rank["metrics"][name] == pytest.approx(value, rel=1e-5, abs=within), name
         for name, weight in one["weights"].items():
             torch.testing.assert_close(rank["weights"][name], weight, rtol=1e-5, atol=1e-6)
 
