@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lora]'
 	@touch $@
 
-demo: $(READY)  ## SFT, DPO and online DPO with a small model on a made-up task, about three minutes; SEEDS=3: with intervals
+demo: $(READY)  ## SFT, DPO and online DPO with a small model on a made-up task, three to six minutes; SEEDS=3: with intervals
 	HF_HUB_OFFLINE=1 $(BIN)/lion demo $(DEMO)
 	HF_HUB_OFFLINE=1 $(BIN)/lion run configs/pipeline.yaml --seeds $(shell seq 0 $$(($(SEEDS) - 1)))
 	@echo 'Talk to the model: $(BIN)/lion chat runs/pipeline/seed-0/online_dpo/export'
