@@ -25,6 +25,7 @@ from lion_lightning.rollouts.rounds import find_rounds
 from lion_lightning.tools.evaluate.intervals import Interval, bootstrap
 from lion_lightning.tools.pipeline.plan import Plan, read_plan
 from lion_lightning.tools.pipeline.run import Runner
+from lion_lightning.tools.report.answers import read_answers
 from lion_lightning.tools.report.scores import with_interval
 
 HERE = Path(__file__).parent
@@ -138,9 +139,8 @@ def scores(plan: Plan) -> dict[str, list[float]]:
     """Scores of the held-out problems by finished stage, in the order of the problems."""
     found = {}
     for stage in plan.chains[0]:
-        path = stage.folder / "evaluation" / "scored.jsonl"
-        if path.exists():
-            found[stage.name] = [json.loads(line)["score"] for line in path.open(encoding="utf-8")]
+        if answers := read_answers(stage.folder / "evaluation" / "scored.jsonl", None):
+            found[stage.name] = [one.score for one in answers]
     return found
 
 

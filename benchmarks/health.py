@@ -111,8 +111,8 @@ def run_case(case: Case, configs: Path, run: Path, out: Path) -> dict[str, Any]:
         code = lion(["fit", "-c", str(path)])
         if code and case.symptom not in STOPPING:
             raise SystemExit(f"{path}: the run failed; fix it and start again")
-        path = folder / "health.jsonl"  # not there where the run stopped before its first step
-        found = [finding.to_dict() for finding in read_findings(path)] if path.exists() else []
+        watched = folder / "health.jsonl"  # not there where the run stopped before its first step
+        found = [finding.to_dict() for finding in read_findings(watched)] if watched.exists() else []
         outcome = {"code": code, "seconds": round(time.process_time() - began, 1), "findings": found}
         done.write_text(json.dumps(outcome, indent=1) + "\n", "utf-8")
     known: dict[str, Any] = json.loads(done.read_text("utf-8"))

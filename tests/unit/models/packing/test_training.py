@@ -63,9 +63,10 @@ def test_dpo_steps_on_shared_prompts_equal_padded_ones(
     assert packed.keys() == padded.keys()
     # Errors of rounding are those of what a value is made of: a ratio of log-probs, a weight of steps of the gradient.
     nats = max(value.abs().item() for key, value in padded.items() if "logps" in key)
+    norm = max(1.0, padded["train/grad_norm"].item())
     for key, value in padded.items():
-        made_of = nats if "rewards" in key or "log_ratio" in key else 1.0
-        made_of = made_of if key.startswith(("train/", "val/")) else max(1.0, padded["train/grad_norm"].item())
+        is_weight, is_ratio = not key.startswith(("train/", "val/")), "rewards" in key or "log_ratio" in key
+        made_of = norm if is_weight else nats if is_ratio else 1.0
         torch.testing.assert_close(packed[key], value, rtol=1e-4, atol=1e-5 * made_of, msg=key)
 
 
